@@ -1,0 +1,280 @@
+"""The words every part of reelign speaks: requests, clips, generators, rewards, algorithms.
+
+These are protocols, not base classes: anything with the right methods is a generator or a reward. This module needs
+torch and nothing else of the package but its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from reelign.errors import ContractError, DataError
+
+Prediction = Literal["epsilon", "v", "flow", "x0"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a generator is asked for.
+
+    Args:
+        prompts: B non-empty sentences.
+        source_videos: optional [B,T,C,H,W] in [0,1], for editing and translation.
+        first_frames: optional [B,C,H,W] in [0,1], for image-to-video.
+    """
+
+    prompts: tuple[str, ...]
+    source_videos: Tensor | None = None
+    first_frames: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise DataError("a request needs at least one prompt; got none")
+        for extra in (self.source_videos, self.first_frames):
+            if extra is not None and len(extra) != len(self.prompts):
+                raise DataError(f"one source per prompt: {len(self.prompts)} prompts, {len(extra)} sources")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice) -> Request:
+        return Request(
+            self.prompts[rows],
+            None if self.source_videos is None else self.source_videos[rows],
+            None if self.first_frames is None else self.first_frames[rows],
+        )
+
+    def split(self, size: int) -> Iterator[Request]:
+        """Consecutive parts of at most ``size`` prompts."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def repeat(self, n: int) -> Request:
+        """Each prompt ``n`` times, in contiguous groups."""
+        return replace(
+            self,
+            prompts=tuple(p for p in self.prompts for _ in range(n)),
+            source_videos=None if self.source_videos is None else self.source_videos.repeat_interleave(n, 0),
+            first_frames=None if self.first_frames is None else self.first_frames.repeat_interleave(n, 0),
+        )
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """Clips, checked once, at birth.
+
+    Args:
+        video: float32 [B,T,3,H,W] in [0,1]; may carry gradient.
+        fps: frames per second of ``video`` as it is here (after any choice of frames), above zero.
+        request: what these clips answer; B prompts.
+    """
+
+    video: Tensor
+    fps: float
+    request: Request
+
+    def __post_init__(self) -> None:
+        if self.video.ndim != 5 or self.video.shape[2] != 3:
+            raise ContractError(f"a video batch is [B,T,3,H,W]; got shape {tuple(self.video.shape)}")
+        if self.video.dtype != torch.float32:
+            raise ContractError(f"a video batch is float32 in [0,1]; got {self.video.dtype}")
+        if len(self.video) != len(self.request):
+            raise ContractError(f"{len(self.video)} clips answer {len(self.request)} prompts; the counts must be equal")
+        if not self.fps > 0:
+            raise ContractError(f"frames per second are above 0; got {self.fps}")
+        low, high = (bound.item() for bound in torch.aminmax(self.video.detach()))
+        if not (low >= -1e-4 and high <= 1 + 1e-4):
+            raise ContractError(f"video values lie in [0,1]; got [{low:.4g}, {high:.4g}] (NaN counts as outside)")
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a generator made of a request; only the generator looks inside.
+
+    Args:
+        positive: named tensors, batch first.
+        negative: the same names for the negative prompt, or None where guidance is not possible.
+    """
+
+    positive: dict[str, Tensor]
+    negative: dict[str, Tensor] | None = None
+
+    def both(self) -> Condition:
+        """Negative then positive as one batch of 2B, for guidance in a single pass."""
+        if self.negative is None:
+            raise ContractError("guidance above 1 needs a negative prompt, and this generator's condition has none")
+        joined = {name: torch.cat([self.negative[name], value]) for name, value in self.positive.items()}
+        return Condition(joined)
+
+    def __getitem__(self, rows: slice) -> Condition:
+        def cut(part: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value[rows] for name, value in part.items()}
+
+        return Condition(cut(self.positive), None if self.negative is None else cut(self.negative))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The points of one sampling chain of S steps, from noise to data, with x_t = α_t·x_0 + σ_t·ε.
+
+    Args:
+        t: [S], the time given to the network at each step.
+        alpha: [S+1], signal level before each step and after the last.
+        sigma: [S+1], noise level, likewise.
+        ancestral: [S], σ_{s|t}, the fresh noise a step adds at η = 1.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    ancestral: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def to(self, x: Tensor) -> Schedule:
+        """The same schedule on the device of ``x``, in float32, or float64 where ``x`` is."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return Schedule(*(part.to(x.device, dtype) for part in (self.t, self.alpha, self.sigma, self.ancestral)))
+
+
+class NoisePath(Protocol):
+    """How a family of models goes from data to noise; see ``reelign.paths``."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        ...
+
+    def schedule(self, steps: int) -> Schedule:
+        """The chain of ``steps`` steps that the family samples with."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Turns requests into clips, and can be trained."""
+
+    path: NoisePath
+    fps: float
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent without its batch axis."""
+        ...
+
+    def frames(self) -> int:
+        """Frames of a decoded clip."""
+        ...
+
+    def encode(self, request: Request) -> Condition:
+        """Text (and images) to a condition; no gradient."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Raw network output for x [B,…] at time t (scalar tensor), for the positive part of ``condition``."""
+        ...
+
+    def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """Latents to float32 [B,T',3,H,W] in [0,1]; only the asked frames, in the asked order."""
+        ...
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Clips [B,T,3,H,W] in [0,1] to latents; no gradient."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training may change, by name."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """A context in which the adapter is off and the generator is the one training started from."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write what was trained to ``folder``, in the format the field loads."""
+        ...
+
+    def load(self, folder: str) -> None:
+        """Read back what ``save`` wrote, bit for bit."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """What a reward promises; ``reelign.rewards.card`` verifies it when the reward loads.
+
+    Args:
+        name: the name users type.
+        summary: one sentence.
+        range: least and largest value.
+        frames: ``any``, or the number of frames the model was trained on.
+        resolution: height and width it resizes to, or None where it takes any.
+        fps: rate it was trained at, or None where it does not matter.
+        differentiable: whether gradient reaches the pixels.
+        needs_prompt: whether the score depends on the prompt.
+        licence: of the weights.
+        source: where the weights and the definition come from.
+        golden: score of the golden clip (see ``card.py``), or None where there is none yet.
+    """
+
+    name: str
+    summary: str
+    range: tuple[float, float]
+    frames: int | Literal["any"] = "any"
+    resolution: tuple[int, int] | None = None
+    fps: float | None = None
+    differentiable: bool = True
+    needs_prompt: bool = False
+    licence: str = "Apache-2.0"
+    source: str = "reelign"
+    golden: float | None = None
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores clips: higher is better, one float32 per clip, differentiable where its card says so."""
+
+    card: RewardCard
+
+    def __call__(self, batch: VideoBatch) -> Tensor:
+        """Scores [B] of the clips."""
+        ...
+
+
+@runtime_checkable
+class TrainableReward(Reward, Protocol):
+    """A reward that can be fitted, for example a discriminator."""
+
+    def fit(self, better: VideoBatch, worse: VideoBatch) -> dict[str, float]:
+        """One update from clips that should score higher and clips that should score lower."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Named parts to save."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """One training method; every phase and optimiser of a step lives inside."""
+
+    def step(self, request: Request) -> dict[str, float]:
+        """One update from these prompts; returns what to log."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Named parts that, given back to ``restore``, continue bit for bit: optimisers, random state, averages."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        ...

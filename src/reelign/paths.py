@@ -1,0 +1,123 @@
+r"""Noise paths: how each family of models goes from data to noise, as x_t = α_t·x_0 + σ_t·ε.
+
+``FlowPath`` (rectified flow: Wan, LTX-Video, HunyuanVideo, Open-Sora) and ``DiscretePath`` (DDPM-style tables:
+ModelScope, CogVideoX, VideoCrafter2). A path gives the schedule of a chain and says what the network predicts;
+``endpoints`` turns any of the four predictions into x̂_0 and ε̂.
+
+Left out: variance-exploding paths (Stable Video Diffusion), learned variances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reelign.contracts import Prediction, Schedule
+from reelign.errors import ConfigError
+
+
+def endpoints(kind: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    r"""x̂_0 and ε̂ from a network output at signal level α and noise level σ.
+
+    - ``epsilon``: x̂_0 = (x − σ·ε̂)/α  (Ho et al. 2020, eq. 15)
+    - ``v`` = α·ε − σ·x_0, with α² + σ² = 1: x̂_0 = α·x − σ·v, ε̂ = σ·x + α·v  (Salimans and Ho 2022, app. D)
+    - ``flow`` = ε − x_0, with α + σ = 1: x̂_0 = x − σ·v, ε̂ = x + α·v  (Liu et al. 2023, eq. 1)
+    - ``x0``: ε̂ = (x − α·x̂_0)/σ
+
+    Args:
+        output, x: same shape; the result has it too.
+        alpha, sigma: scalars, or broadcastable to ``x``.
+    """
+    if kind == "flow":
+        return x - sigma * output, x + alpha * output
+    if kind == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if kind == "v":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    return output, (x - alpha * output) / sigma
+
+
+def ancestral_noise(alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""σ_{s|t} = (σ_s/σ_t)·sqrt(1 − α_t²/α_s²) for each step of a chain (Song et al. 2021, DDIM, eq. 16).
+
+    Args:
+        alpha, sigma: [S+1], from noise to data.
+
+    Returns:
+        [S].
+    """
+    return sigma[1:] / sigma[:-1] * (1 - (alpha[:-1] / alpha[1:]).square()).clamp_min(0).sqrt()
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    r"""Move noise levels towards noise: σ' = k·σ/(1 + (k − 1)·σ) (Esser et al. 2024, Stable Diffusion 3, eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """Rectified flow, α = 1 − σ, the network predicts ε − x_0 and is given t = 1000·σ.
+
+    Args:
+        shift: k of ``shift_sigma``; Wan 2.1 uses 3 at 480p and 5 at 720p.
+        train_steps: size of the training grid, which sets the smallest noise level.
+    """
+
+    shift: float = 1.0
+    train_steps: int = 1000
+
+    @property
+    def prediction(self) -> Prediction:
+        """Always ``flow``."""
+        return "flow"
+
+    def schedule(self, steps: int) -> Schedule:
+        """The grid of diffusers' ``FlowMatchEulerDiscreteScheduler``: from 1 to the shifted 1/1000, shifted, then 0."""
+        if steps < 1:
+            raise ConfigError(f"a chain has at least 1 step; got {steps}")
+        least = shift_sigma(torch.tensor(1 / self.train_steps, dtype=torch.float64), self.shift)
+        grid = 1 + (least - 1) * torch.linspace(0, 1, steps, dtype=torch.float64)
+        sigma = torch.cat([shift_sigma(grid, self.shift), torch.zeros(1, dtype=torch.float64)])
+        alpha = 1 - sigma
+        return Schedule(sigma[:-1] * self.train_steps, alpha, sigma, ancestral_noise(alpha, sigma))
+
+
+@dataclass(frozen=True)
+class DiscretePath:
+    """A table of cumulative products ᾱ, α = s·sqrt(ᾱ) and σ = sqrt(1 − ᾱ), sampled on the grid 1 + k·(N // S).
+
+    The last step goes to index 0 of the table, not to a clean signal, as VGen's and VideoCrafter's samplers do.
+
+    Args:
+        alphas_cumprod: [N] float64.
+        prediction: what the network predicts.
+        scale: [N] or longer, s; None is 1 everywhere. VideoCrafter2 lowers it from 1 to 0.7 over 400 entries. The noise
+            an ancestral step adds is computed without it, as its authors do.
+    """
+
+    alphas_cumprod: Tensor
+    prediction: Prediction = "epsilon"
+    scale: Tensor | None = None
+
+    def schedule(self, steps: int) -> Schedule:
+        """The last ``steps`` points 1 + k·(N // steps), descending, each step going to the point below, the last to 0."""
+        size = len(self.alphas_cumprod)
+        if not 1 <= steps <= size:
+            raise ConfigError(f"a chain has 1 to {size} steps; got {steps}")
+        return self.chain(torch.arange(steps).flip(0) * (size // steps) + 1)
+
+    def chain(self, t: Tensor, last: int = 0) -> Schedule:
+        """The chain through the descending table indices ``t`` [S], ending at index ``last``."""
+        visited = torch.cat([t, torch.tensor([last])])
+        plain = self.alphas_cumprod.double()[visited].sqrt()
+        scale = torch.ones(len(visited), dtype=torch.float64) if self.scale is None else self.scale.double()[visited]
+        sigma = (1 - plain.square()).sqrt()
+        return Schedule(t.double(), plain * scale, sigma, ancestral_noise(plain, sigma))
+
+
+def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
+    r"""ᾱ of the schedule of Stable Diffusion and its video heirs: β = linspace(√start, √end, N)², [N] float64."""
+    beta = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    return torch.cumprod(1 - beta, 0)

@@ -1,0 +1,1 @@
+"""Where clips and prompts come from."""

@@ -52,7 +52,11 @@ ALL_MOTIONS = (*MOTIONS, STILL)
 ATTRIBUTES = ("colour", "shape", "motion")
 
 # Circumradius of each shape when all have the area of a circle of radius one.
-CIRCUMRADIUS = {"circle": 1.0, "square": math.sqrt(math.pi / 2), "triangle": math.sqrt(4 * math.pi / (3 * math.sqrt(3)))}
+CIRCUMRADIUS = {
+    "circle": 1.0,
+    "square": math.sqrt(math.pi / 2),
+    "triangle": math.sqrt(4 * math.pi / (3 * math.sqrt(3))),
+}
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,6 @@ class ShapeSpec:
         return f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape} {tail}"
 
 
-
-
 _CAPTION = re.compile(rf"^an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) (.+?)\.?$")
 
 
@@ -111,16 +113,16 @@ def parse_caption(caption: str) -> ShapeSpec:
 
 def all_specs(motions: tuple[str, ...] = MOTIONS) -> list[ShapeSpec]:
     """Every clip the grammar can describe with these motions, in a fixed order (368 with the default motions)."""
+    kinds = [
+        (motion, shape, colour)
+        for motion in motions
+        for shape in (SHAPES[1:] if motion in ROTATIONS else SHAPES)
+        for colour in COLOURS
+    ]
     specs = []
-    for motion in motions:
-        for shape in SHAPES:
-            if shape == "circle" and motion in ROTATIONS:
-                continue
-            for colour in COLOURS:
-                if motion == TURNING:
-                    specs += [ShapeSpec(shape, colour, motion, other) for other in COLOURS if other != colour]
-                else:
-                    specs.append(ShapeSpec(shape, colour, motion))
+    for motion, shape, colour in kinds:
+        lasts = [c for c in COLOURS if c != colour] if motion == TURNING else [None]
+        specs += [ShapeSpec(shape, colour, motion, last) for last in lasts]
     return specs
 
 
@@ -145,7 +147,9 @@ def wrong_spec(spec: ShapeSpec, attribute: str, generator: torch.Generator) -> S
     if attribute == "colour":
         if NEIGHBOUR[spec.colour] != spec.colour_to:
             return replace(spec, colour=NEIGHBOUR[spec.colour])
-        return replace(spec, colour=_choice(tuple(c for c in COLOURS if c not in (spec.colour, spec.colour_to)), generator))
+        return replace(
+            spec, colour=_choice(tuple(c for c in COLOURS if c not in (spec.colour, spec.colour_to)), generator)
+        )
     if attribute == "shape":
         allowed = SHAPES[1:] if spec.motion in ROTATIONS else SHAPES
         return replace(spec, shape=_choice(tuple(s for s in allowed if s != spec.shape), generator))

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reelign.datasets.moving_shapes import COLOURS, PALETTE, STILL, TURNING, ShapeSpec
+from reelign.contracts import VideoBatch
+from reelign.datasets.moving_shapes import COLOURS, PALETTE, STILL, TURNING, ShapeSpec, parse_caption
 
 NOTHING = "nothing"
 CONTRAST = 0.15  # least distance in RGB between a shape and its background
@@ -104,7 +105,9 @@ def track(clip: np.ndarray) -> Tracks:
     )
 
 
-def _frame(image: np.ndarray, distance: np.ndarray) -> tuple[float, float, float, np.ndarray, dict[int, complex]] | None:
+def _frame(
+    image: np.ndarray, distance: np.ndarray
+) -> tuple[float, float, float, np.ndarray, dict[int, complex]] | None:
     """Centre, area (pixels), colour and moments of the largest thing in one frame, or None where there is nothing."""
     smooth = cv2.GaussianBlur(distance, (3, 3), 0)
     peak = float(np.quantile(smooth, 0.99))
@@ -149,7 +152,8 @@ def nearest_colour(rgb: np.ndarray) -> str:
 
 def _shape(tracks: Tracks) -> str:
     strength = {
-        name: float(np.median(np.abs(tracks.moment[n][tracks.seen]))) / IDEAL_MOMENT[name] for name, n in SYMMETRY.items()
+        name: float(np.median(np.abs(tracks.moment[n][tracks.seen]))) / IDEAL_MOMENT[name]
+        for name, n in SYMMETRY.items()
     }
     best = max(strength, key=lambda name: strength[name])
     return best if strength[best] > 0.5 else "circle"
@@ -192,3 +196,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         return values
     middle = np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
     return np.concatenate([values[:1], middle, values[-1:]])
+
+
+def shapes_measure(batch: VideoBatch) -> dict[str, Tensor]:
+    """The instrument as a held-out measure: ``colour_accuracy``, ``shape_accuracy``, ``motion_accuracy``, each [B].
+
+    Raises:
+        DataError: a prompt is not of the moving-shapes grammar.
+    """
+    asked = [parse_caption(prompt) for prompt in batch.request.prompts]
+    return {f"{name}_accuracy": value for name, value in agreement(batch.video, asked).items()}

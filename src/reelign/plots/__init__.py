@@ -1,0 +1,1 @@
+"""Curves, contact sheets and GIFs."""

@@ -1,8 +1,8 @@
 """``zoo:tiny-wan``'s causal video autoencoder: diffusers' ``AutoencoderKLWan``, 1.8 M parameters.
 
 It compresses 64×64 clips of 4n + 1 frames by 8 in space and by 4 in time into 8 channels, as Wan's own does into 16
-or 48. Trained on moving shapes with an absolute error and a light Kullback-Leibler term, on single frames first, then
-on short windows: a causal network needs no more to read whole clips. The latents' mean and spread are measured at the end and written into the config, where
+or 48. Trained on moving shapes with an absolute error and a light Kullback-Leibler term: single frames, short windows, whole
+clips. The latents' mean and spread are measured at the end and written into the config, where
 diffusers looks for them.
 """
 
@@ -17,7 +17,9 @@ from reelign.zoo.fitting import FitConfig, fit
 
 KL_WEIGHT = 1e-4
 SHAPE_WEIGHT = 10.0  # a shape covers a twentieth of the picture; without this its colour is never learned
-STAGES = ((0.45, 1, 16), (0.85, 5, 8), (1.0, 9, 8))  # until this share of the steps: frames of a window, clips of a batch
+# Frames of a window, clips of a batch, steps, peak learning rate. The last phase must see whole clips: the decoder's
+# memory reaches further back than a short window, and colours drift in later frames without it.
+PHASES = ((1, 16, 2070, 2e-3), (5, 8, 1840, 2e-3), (9, 8, 690, 5e-4), (17, 4, 1000, 1e-3))
 START_LOGVAR = -5.0  # begin almost deterministic: at unit noise nothing gets through and training stalls
 
 
@@ -51,16 +53,27 @@ def kl_to_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def train_vae(steps: int = 4600, lr: float = 2e-3, seed: int = 0) -> AutoencoderKLWan:
-    """Train the autoencoder and calibrate its latents: single frames, then windows of 5, then of 9; see ``STAGES``."""
+def train_vae(scale: float = 1.0, seed: int = 0) -> AutoencoderKLWan:
+    """Train the autoencoder through ``PHASES`` (``scale`` times the steps of each) and calibrate its latents."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     vae = build_vae()
     torch.nn.init.constant_(vae.quant_conv.bias[vae.z_dim :], START_LOGVAR)
     data = MovingShapes(motions=ALL_MOTIONS)
+    for frames, clips, steps, lr in PHASES:
+        train_phase(vae, data, random, (frames, clips), FitConfig(max(1, round(steps * scale)), lr, average=0.99))
+    vae.eval().requires_grad_(False)
+    calibrate(vae, data, random)
+    return vae
+
+
+def train_phase(
+    vae: AutoencoderKLWan, data: MovingShapes, random: torch.Generator, shape: tuple[int, int], config: FitConfig
+) -> None:
+    """Train on windows of ``shape`` = (frames, clips)."""
+    frames, clips = shape
 
     def loss(step: int) -> Tensor:
-        frames, clips = next((f, n) for share, f, n in STAGES if step < share * steps or share == 1.0)
         video = data.batch(clips, random)[0].transpose(1, 2) * 2 - 1
         start = int(torch.randint(video.shape[2] - frames + 1, (1,), generator=random))
         window = video[:, :, start : start + frames]
@@ -68,10 +81,7 @@ def train_vae(steps: int = 4600, lr: float = 2e-3, seed: int = 0) -> Autoencoder
         reconstruction = vae.decode(posterior.sample(generator=random)).sample
         return reconstruction_loss(reconstruction, window) + KL_WEIGHT * kl_to_normal(posterior.mean, posterior.logvar)
 
-    fit([vae], loss, FitConfig(steps=steps, lr=lr, weight_decay=0.0, average=0.998), "tiny-wan VAE")
-    vae.eval().requires_grad_(False)
-    calibrate(vae, data, random)
-    return vae
+    fit([vae], loss, config, f"tiny-wan VAE, {frames} frames")
 
 
 @torch.no_grad()

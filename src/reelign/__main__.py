@@ -1,0 +1,5 @@
+"""``python -m reelign``."""
+
+from reelign.cli.main import main
+
+main()

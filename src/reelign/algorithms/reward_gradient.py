@@ -1,0 +1,233 @@
+r"""Reward gradients through the sampler: VADER (Prabhudesai et al. 2024, algorithm 1).
+
+    maximise  J(θ) = E_{c, x_T} [ R(decode(x_0), c) ],      x_0 = the sampling chain of p_θ from noise x_T
+
+Every step runs the whole chain, but the network's output is a constant except in K chosen steps (K = 1, the last, in
+all of the paper's experiments), so memory does not grow with the number of steps. Guidance is differentiated through
+both branches, which run as one batch. Only the rewarded frames are decoded.
+
+    loss = −(1/B) Σ_b Σ_k w_k · (−ℓ_k(R_k(x_b))) + λ · mean ‖e_θ − e_ref‖²
+
+with ℓ_k the loss form of reward k (see ``rewards/weighted.py``) and e the guided predictions of the chosen steps,
+with and without the adapter.
+
+Beyond the paper: the divergence term, micro-batches, an average of weights, and steps other than a tail. Left out:
+offloading saved tensors to the host (not needed when the prefix keeps none).
+
+Run: ``reelign train recipes/demo.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from reelign.contracts import Condition, Generator, Request, VideoBatch
+from reelign.errors import ConfigError
+from reelign.objectives import clip_gradients, prediction_divergence, require_finite, update_average
+from reelign.rewards.weighted import WeightedReward
+from reelign.sampling import ChainOptions, chain, guided
+
+
+class Config(BaseModel):
+    """Settings of reward gradients.
+
+    Args:
+        steps: S, denoising steps of a chain.
+        guidance_scale: w of classifier-free guidance; 1 is none.
+        eta: fresh noise of a step; 0 is deterministic, 1 ancestral.
+        k: K, how many steps carry gradient.
+        mode: which ones. ``last``: the last K. ``random``: K different ones, drawn anew for each update.
+            ``uniform``: K evenly spread ones that include the last. ``specific``: those of ``gradient_steps``.
+        gradient_steps: indices, 0 is the noisiest; for ``specific`` only.
+        detach_input: stop the gradient at the network's input (DRTune), which steadies K above 1.
+        frames: what is decoded and rewarded: ``all``, ``random`` (one, the same for the batch), ``alternate``
+            (0, 2, 4, …), or a list of indices.
+        lr, weight_decay, betas: of AdamW.
+        max_grad_norm: gradients are scaled down to this joint norm.
+        micro_batch: prompts per forward and backward pass; gradients of a batch add up to the same update. 0 is all.
+        average: decay of the moving average of weights that is evaluated and exported; 0 is off.
+        kl_weight: λ; 0 is off.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(25, ge=1)
+    guidance_scale: float = Field(3.0, ge=1)
+    eta: float = Field(0.0, ge=0, le=1)
+    k: int = Field(1, ge=1)
+    mode: Literal["last", "random", "uniform", "specific"] = "last"
+    gradient_steps: tuple[int, ...] = ()
+    detach_input: bool = False
+    frames: Literal["all", "random", "alternate"] | tuple[int, ...] = "all"
+    lr: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch: int = Field(0, ge=0)
+    average: float = Field(0.0, ge=0, lt=1)
+    kl_weight: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Config:
+        if (self.mode == "specific") != bool(self.gradient_steps):
+            raise ConfigError("gradient_steps goes with mode 'specific' and with no other")
+        if self.mode == "specific" and not all(0 <= i < self.steps for i in self.gradient_steps):
+            raise ConfigError(f"gradient_steps run from 0 to {self.steps - 1}; got {list(self.gradient_steps)}")
+        if self.mode != "specific" and self.k > self.steps:
+            raise ConfigError(f"k must be at most steps ({self.steps}); got {self.k}")
+        return self
+
+
+def gradient_steps(config: Config, random: torch.Generator) -> frozenset[int]:
+    """The chain indices whose network call is differentiated in this update."""
+    if config.mode == "specific":
+        return frozenset(config.gradient_steps)
+    if config.mode == "random":
+        return frozenset(torch.randperm(config.steps, generator=random)[: config.k].tolist())
+    if config.mode == "uniform":
+        return frozenset(config.steps - 1 - round(j * config.steps / config.k) for j in range(config.k))
+    return frozenset(range(config.steps - config.k, config.steps))
+
+
+def choose_frames(choice: str | Sequence[int], total: int, random: torch.Generator) -> list[int]:
+    """Indices of the frames to decode, for a clip of ``total`` frames."""
+    if choice == "all":
+        return list(range(total))
+    if choice == "alternate":
+        return list(range(0, total, 2))
+    if choice == "random":
+        return [int(torch.randint(total, (1,), generator=random))]
+    return [int(index) for index in choice]
+
+
+class RewardGradient:
+    """VADER as an ``Algorithm``: one ``step`` is one update of the generator.
+
+    Args:
+        generator: what is trained.
+        reward: what is maximised.
+        config: settings.
+        seed: of noise, frames and steps.
+    """
+
+    Config = Config
+
+    def __init__(self, generator: Generator, reward: WeightedReward, config: Config, seed: int = 0) -> None:
+        self.generator = generator
+        self.reward = reward
+        self.config = config
+        self.random = torch.Generator().manual_seed(seed)
+        self.parameters = generator.trainable()
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.average else {}
+        self._check_frames()
+
+    def _check_frames(self) -> None:
+        frames = choose_frames(self.config.frames, self.generator.frames(), torch.Generator())
+        for term in self.reward.terms:
+            needed = term.reward.card.frames
+            if needed != "any" and needed > 1 and len(frames) == 1:
+                raise ConfigError(
+                    f"reward {term.name!r} looks at {needed} frames; frames={self.config.frames!r} gives it 1"
+                )
+
+    def step(self, request: Request) -> dict[str, float]:
+        """One update from these prompts; logs the objective, each reward, the divergence and the gradient norm."""
+        live = gradient_steps(self.config, self.random)
+        frames = choose_frames(self.config.frames, self.generator.frames(), self.random)
+        noise = torch.randn(len(request), *self.generator.latent_shape(), generator=self.random)
+        self.optimiser.zero_grad(set_to_none=True)
+        size, start, logged = self.config.micro_batch or len(request), 0, dict[str, float]()
+        for part in request.split(size):
+            share = len(part) / len(request)
+            values = self._accumulate(part, noise[start : start + len(part)], live, frames, share)
+            start += len(part)
+            for name, value in values.items():
+                logged[name] = logged.get(name, 0.0) + share * value
+        logged["gradient_norm"] = clip_gradients(self.parameters, self.config.max_grad_norm)
+        self.optimiser.step()
+        if self.average:
+            update_average(self.average.values(), self.parameters.values(), self.config.average)
+        return logged
+
+    def _accumulate(
+        self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int], share: float
+    ) -> dict[str, float]:
+        """Forward and backward pass of one micro-batch; its gradient counts by its share of the batch."""
+        batch, divergence = self.rollout(request, noise, live, frames)
+        scores = self.reward.scores(batch)
+        objective = self.reward.objective(scores)
+        loss = -objective.mean() + self.config.kl_weight * divergence
+        require_finite("the loss", loss)
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        logged = {"loss": loss.item(), "reward": objective.mean().item()}
+        logged.update({f"reward/{name}": score.mean().item() for name, score in scores.items()})
+        if self.config.kl_weight:
+            logged["divergence"] = divergence.item()
+        return logged
+
+    def rollout(
+        self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int]
+    ) -> tuple[VideoBatch, Tensor]:
+        """Clips with gradient from the steps ``live``, and the mean divergence from the reference in those steps."""
+        condition = self.generator.encode(request)
+        x = noise.to(next(iter(condition.positive.values())).device)
+        divergences: list[Tensor] = []
+
+        def observe(i: int, latent: Tensor, output: Tensor) -> None:
+            if self.config.kl_weight:
+                divergences.append(self._divergence(schedule.t[i], latent, output, condition))
+
+        schedule = self.generator.path.schedule(self.config.steps).to(x)
+        options = ChainOptions(self.config.guidance_scale, self.config.eta, live, self.config.detach_input, observe)
+        x = chain(self.generator, x, condition, schedule, options, self.random)
+        require_finite("the sampled latent", x)
+        video = self.generator.decode(x, frames)
+        fps = self.generator.fps / 2 if self.config.frames == "alternate" else self.generator.fps
+        divergence = torch.stack(divergences).mean() if divergences else x.new_zeros(())
+        return VideoBatch(video, fps, request), divergence
+
+    def _divergence(self, t: Tensor, latent: Tensor, output: Tensor, condition: Condition) -> Tensor:
+        with torch.no_grad(), self.generator.reference():
+            reference = guided(self.generator, latent.detach(), t, condition, self.config.guidance_scale)
+        return prediction_divergence(output, reference)
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Inside, the generator holds the averaged weights, where there are any."""
+        trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
+        _copy_into(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            _copy_into(self.parameters, trained)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, their average, optimiser and random state."""
+        return {
+            "weights": {name: p.detach() for name, p in self.parameters.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "random": self.random.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue, bit for bit, from what ``state`` gave."""
+        _copy_into(self.parameters, state["weights"])
+        self.average = {name: value.clone() for name, value in state["average"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.random.set_state(state["random"])
+
+
+@torch.no_grad()
+def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)

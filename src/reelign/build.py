@@ -1,0 +1,97 @@
+"""From names and options, as a user types them, to objects that are ready and checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reelign.catalogue import TABLE, resolve
+from reelign.contracts import Reward, RewardCard
+from reelign.errors import ConfigError, ContractError, UnknownNameError
+from reelign.rewards.card import GOLDEN_FILE, record_golden, require_verified
+from reelign.rewards.weighted import Term, WeightedReward
+
+
+def build_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """Load a reward and hold it to its card.
+
+    Args:
+        name: of the catalogue, or ``module:object``.
+        options: keyword arguments of the reward's class.
+
+    Raises:
+        UnknownNameError: no such reward, or an option that it does not take.
+        ConfigError: an option is missing.
+        ContractError: what was built is no reward, or does not keep its card.
+    """
+    reward = _call("reward", name, options or {})
+    if not isinstance(reward, Reward) or not isinstance(reward.card, RewardCard):
+        raise ContractError(f"a reward is callable and has a RewardCard; {name!r} made a {type(reward).__name__}")
+    require_verified(reward)
+    return reward
+
+
+def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
+    """Load the rewards of a run.
+
+    Args:
+        terms: mappings with ``name`` and, where not the default, ``weight``, ``loss``, ``target`` and ``options``.
+            A reward that occurs twice is called ``name#2`` the second time.
+    """
+    built: list[Term] = []
+    for term in terms:
+        count = 1 + sum(other["name"] == term["name"] for other in terms[: len(built)])
+        label = term["name"] if count == 1 else f"{term['name']}#{count}"
+        settings = {key: term[key] for key in ("weight", "loss", "target") if key in term}
+        built.append(Term(label, build_reward(term["name"], term.get("options")), **settings))
+    return WeightedReward(built)
+
+
+def reward_cards() -> list[RewardCard]:
+    """The card of every reward that ships with the package, at its default options."""
+    return [_call("reward", name, {}).card for name in TABLE["reward"]]
+
+
+def build_measures(chosen: Sequence[str]) -> list[Any]:
+    """Held-out measures by name: callables from a ``VideoBatch`` to named scores [B]."""
+    return [resolve("measure", name) for name in chosen]
+
+
+def build_generator(options: Mapping[str, Any], name: str = "wan") -> Any:
+    """Load a generator with its own options, for example ``model``."""
+    return resolve("generator", name)(**options)
+
+
+def record_zoo_golden(name: str, folder: Path) -> float | None:
+    """Keep the golden score of a freshly trained zoo reward beside its weights; None where ``name`` is no reward.
+
+    Args:
+        name: of the zoo, without ``zoo:``.
+        folder: where it was written.
+    """
+    rewards = {"tiny-clip": "clip", "tiny-videomae": "video_action"}
+    if name not in rewards:
+        return None
+    (folder / GOLDEN_FILE).unlink(missing_ok=True)  # that of the weights before
+    return record_golden(folder, build_reward(rewards[name], {"model": str(folder)}))
+
+
+def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Call the factory behind a name with options that its signature takes."""
+    factory = resolve(kind, name)
+    if not callable(factory):
+        raise ContractError(f"{kind} {name!r} must be a class or a function; it is a {type(factory).__name__}")
+    parameters = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in options:
+            if key not in parameters:
+                raise UnknownNameError(f"option of {kind} {name!r}", key, parameters)
+    required = [
+        key for key, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    missing = [key for key in required if key not in options]
+    if missing:
+        raise ConfigError(f"{kind} {name!r} needs the option {', '.join(missing)}: give it under 'options'")
+    return factory(**options)

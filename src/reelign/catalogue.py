@@ -1,0 +1,86 @@
+"""Every name a user may type, and the object behind it.
+
+Three sources, in this order: the literal table below, entry points of installed packages (groups ``reelign.reward``,
+``reelign.generator``, …), and ``module:object`` for code that is merely importable. The table holds strings only and
+nothing is imported before it is asked for, so ``--help`` never loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+from reelign.errors import ConfigError, UnknownNameError
+
+TABLE: dict[str, dict[str, str]] = {
+    "reward": {
+        "clip": "reelign.rewards.clip_similarity:ClipSimilarity",
+        "video_action": "reelign.rewards.video_action:VideoAction",
+        "temporal_smoothness": "reelign.rewards.temporal_smoothness:TemporalSmoothness",
+        "brightness_range": "reelign.rewards.brightness_range:BrightnessRange",
+        "compressibility": "reelign.rewards.compressibility:Compressibility",
+    },
+    "generator": {
+        "wan": "reelign.generators.wan:load_wan",
+    },
+    "algorithm": {
+        "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
+    },
+    "measure": {
+        "shapes": "reelign.metrics.shapes_instrument:shapes_measure",
+        "motion_energy": "reelign.metrics.motion_energy:motion_energy",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """Every name of a kind, built in or installed, in alphabetical order.
+
+    Args:
+        kind: ``reward``, ``generator``, ``algorithm`` or ``measure``.
+    """
+    return sorted(_targets(kind))
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The object behind a name of the catalogue or behind ``module:object``.
+
+    Raises:
+        UnknownNameError: no such kind or name, or a module without such an object; the nearest name is suggested.
+        ConfigError: ``module:object`` names a module that cannot be found.
+    """
+    targets = _targets(kind)
+    if name in targets:
+        return _import(kind, targets[name])
+    if ":" in name:
+        return _import(kind, name)
+    raise UnknownNameError(kind, name, targets)
+
+
+def _targets(kind: str) -> dict[str, str]:
+    """Name to ``module:object``; a built-in name wins over an installed one."""
+    if kind not in TABLE:
+        raise UnknownNameError("kind of name", kind, TABLE)
+    installed = {point.name: point.value for point in metadata.entry_points(group=f"reelign.{kind}")}
+    return installed | TABLE[kind]
+
+
+def _import(kind: str, target: str) -> Any:
+    module_name, _, path = target.partition(":")
+    if not module_name or not path:
+        raise ConfigError(f"a {kind} outside the catalogue is written module:object; got {target!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there and imports something that is not: keep the traceback
+        raise ConfigError(
+            f"{kind} {target!r}: there is no module {error.name!r}; install it or mend the name"
+        ) from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            public = [known for known in vars(found) if not known.startswith("_")]
+            raise UnknownNameError(f"object of {module_name}", attribute, public)
+        found = getattr(found, attribute)
+    return found

@@ -1,0 +1,33 @@
+"""``reelign generate``: prompts in, mp4 files and a metadata table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+console = Console()
+
+
+def generate(
+    prompts: Annotated[str, typer.Option(help="A text file, 'shapes', 'animals', or one prompt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the clips and metadata.csv.")],
+    generator: Annotated[str, typer.Option(help="zoo:tiny-wan, a folder, or a hub id.")] = "zoo:tiny-wan",
+    adapter: Annotated[Path | None, typer.Option(help="A folder with an adapter that a run saved.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's own.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next one counts on.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="At most this many prompts.")] = None,
+    batch: Annotated[int, typer.Option(help="Clips at a time.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write one clip a prompt, with a metadata table in the videofolder convention."""
+    from reelign.generation import GenerationJob
+
+    job = GenerationJob.prepare(generator, prompts, out, adapter=adapter, limit=limit, dtype=dtype)
+    for _ in track(job.run(seed, steps, guidance_scale, batch), total=job.batches(batch), description="generating"):
+        pass
+    console.print(f"{len(job.prompts)} clips and metadata.csv in {out}")

@@ -1,0 +1,76 @@
+"""``reelign``: every verb, registered here, each in its own file. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+import typer
+from rich.console import Console
+
+from reelign import __version__
+from reelign.cli import data, demo, doctor, generate, report, rewards, score, train, zoo
+from reelign.errors import ReelignError
+
+app = typer.Typer(
+    help="Post-train video generators from feedback, and prove that they got better.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(generate.generate)
+app.command()(score.score)
+app.command()(report.report)
+app.add_typer(data.app, name="data")
+app.add_typer(zoo.app, name="zoo")
+app.command()(rewards.rewards)
+app.command()(doctor.doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"reelign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what the libraries log."),
+) -> None:
+    """Post-train video generators from feedback, and prove that they got better."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("reelign").setLevel(logging.INFO)
+    if not verbose:
+        quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' loading bars and deprecation notices off the screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line and exit code 2."""
+    try:
+        app()
+    except ReelignError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {_plain(error)}")
+        sys.exit(2)
+
+
+def _plain(error: ReelignError) -> str:
+    return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""``reelign report RUN``: write the page of a run folder and show its headline numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console()
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html and summary.json: what changed on held-out prompts, with intervals and clips."""
+    from reelign.report.page import build_report, compared_measures
+
+    page = build_report(run)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    table = Table("measure", "", "before", "after", "change", "95 % interval", box=None, padding=(0, 2, 0, 0))
+    for measure in compared_measures(summary):
+        numbers = (measure.value("before", 1), measure.value("after", 1), measure.delta(1), measure.interval(1))
+        table.add_row(escape(measure.title), measure.role, *numbers)
+    console.print(table)
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]{escape(warning)}[/]")
+    console.print(f"{escape(str(page))}", soft_wrap=True)

@@ -1,0 +1,38 @@
+"""``reelign zoo``: the checkpoints that ship with the package, and how they are made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="The tiny checkpoints that ship with the package.", no_args_is_help=True)
+console = Console()
+
+
+@app.command("list")
+def list_() -> None:
+    """Show every checkpoint with its size and what was measured on it."""
+    from reelign.zoo.models import inventory
+
+    table = Table("name", "MB", "measured")
+    for entry in inventory():
+        table.add_row(f"zoo:{entry.name}", f"{entry.megabytes:.1f}", entry.measured)
+    console.print(table)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="tiny-wan, tiny-clip or tiny-videomae.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; default: into the package.")] = None,
+    scale: Annotated[float, typer.Option(help="Share of the full number of training steps.", min=0.001, max=10)] = 1.0,
+) -> None:
+    """Train a checkpoint from nothing, measure it, and write it with its model card (tens of minutes)."""
+    from reelign.zoo.train import train_zoo
+
+    folder = train_zoo(name, out, scale)
+    console.print(f"zoo:{name} written to {folder}")
+    console.print((folder / "README.md").read_text())

@@ -1,0 +1,200 @@
+"""A run is one YAML file: strict in, whole out.
+
+Each section is a frozen pydantic model that lives next to the code it configures. An unknown key is refused with the
+nearest one that exists; ``--set reward_gradient.lr=1e-4`` changes one value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reelign.algorithms import reward_gradient
+from reelign.errors import ConfigError, UnknownNameError
+from reelign.generators.wan import WanOptions
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptOptions(_Section):
+    """Where prompts come from.
+
+    Args:
+        source: ``shapes``, ``animals``, a text file, or a list of prompts.
+        held_out: how many are set aside for the proof and never trained on.
+        seed: of the split.
+    """
+
+    source: str | tuple[str, ...] = "shapes"
+    held_out: int = Field(96, ge=2)
+    seed: int = 0
+
+
+class RewardOptions(_Section):
+    """One reward of the sum that is maximised.
+
+    Args:
+        name: of the catalogue, or ``module:object``.
+        weight: w.
+        loss: ``maximise`` R, ``distance`` to ``target``, or ``cross_entropy`` −log R.
+        target: for ``distance``.
+        options: what the reward itself takes, for example ``model``.
+    """
+
+    name: str
+    weight: float = 1.0
+    loss: Literal["maximise", "distance", "cross_entropy"] = "maximise"
+    target: float | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingOptions(_Section):
+    """The outer loop.
+
+    Args:
+        steps: updates.
+        batch: prompts an update.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep: how many checkpoints stay on disk; 0 keeps all.
+    """
+
+    steps: int = Field(100, ge=1)
+    batch: int = Field(8, ge=1)
+    checkpoint_every: int = Field(25, ge=1)
+    keep: int = Field(2, ge=0)
+
+
+class EvaluationOptions(_Section):
+    """The proof: the same held-out prompts and seeds before and after.
+
+    Args:
+        measures: held-out measures, which nothing trains on; see ``catalogue``.
+        every: steps between evaluations on the way; 0 is only before and after.
+        batch: clips at a time.
+        save_clips: how many clips of each evaluation are written as mp4.
+        seed: of the noise.
+    """
+
+    measures: tuple[str, ...] = ("motion_energy",)
+    every: int = Field(0, ge=0)
+    batch: int = Field(16, ge=1)
+    save_clips: int = Field(24, ge=0)
+    seed: int = 1_000
+
+
+class RunConfig(_Section):
+    """Everything a run is made of.
+
+    Args:
+        output: the run folder.
+        seed: of data order and noise.
+        algorithm: which section below is used.
+        trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
+    """
+
+    output: str
+    seed: int = 0
+    generator: WanOptions = WanOptions()
+    prompts: PromptOptions = PromptOptions()
+    rewards: tuple[RewardOptions, ...] = Field(min_length=1)
+    algorithm: Literal["reward_gradient"] = "reward_gradient"
+    reward_gradient: reward_gradient.Config = reward_gradient.Config()
+    training: TrainingOptions = TrainingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    trackers: tuple[str, ...] = ()
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe that ships with the package.
+
+    Raises:
+        UnknownNameError: there is no such recipe.
+    """
+    folder = Path(__file__).parent / "recipes"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownNameError("recipe", name, [p.stem for p in folder.glob("*.yaml")])
+    return path
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file and apply ``section.key=value`` overrides.
+
+    Args:
+        path: a YAML file, or the bare name of a recipe that ships with the package.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, or a value its rule forbids.
+    """
+    if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise ConfigError(f"there is no run file {str(path)!r}")
+        path = recipe(path.name)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"a run file is a mapping of sections; {path} is {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: dict[str, Any]) -> RunConfig:
+    """Check a mapping against ``RunConfig``; raises ConfigError with one clear line."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise _one_line(error, data) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole config as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one value of nested mappings and lists from ``a.b.0.c=value``."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"an override reads section.key=value; got {override!r}")
+    *parents, last = path.strip().split(".")
+    place: Any = data
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if not isinstance(place, (dict, list)):
+            raise ConfigError(f"{part!r} in the override {override!r} is a value, not a section")
+    place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+
+
+def _one_line(error: ValidationError, data: dict[str, Any]) -> ConfigError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        return UnknownNameError("config key", where, [".".join(map(str, (*parents, n))) for n in _fields(parents)])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause
+    return ConfigError(f"config key {where}: {first['msg'][0].lower()}{first['msg'][1:]}; got {first['input']!r}")
+
+
+def _fields(path: Sequence[int | str]) -> list[str]:
+    """The keys that exist at a place of the config."""
+    model: Any = RunConfig
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,115 @@
+"""Prompts: from a text file, a list, or a built-in set, split into what is trained on and what is held out.
+
+Built-in: ``shapes`` (every caption of the moving-shapes grammar) and ``animals`` (45 animals × 3 activities, the prompts
+of DDPO and VADER; Black et al. 2024, appendix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from reelign.datasets.moving_shapes import all_specs
+from reelign.errors import DataError
+
+ANIMALS = (
+    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant "
+    "butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly llama "
+    "camel bat gorilla hedgehog kangaroo"
+).split()
+ACTIVITIES = ("washing the dishes", "riding a bike", "playing chess")
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Prompts for training and prompts never trained on; the two share none."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def load_prompts(source: str | Sequence[str]) -> list[str]:
+    """The distinct prompts of a source, in order.
+
+    Args:
+        source: ``shapes``, ``animals``, a text file with a prompt a line (empty lines and lines starting with # are
+            skipped; what follows a tab is dropped), or the prompts themselves.
+
+    Raises:
+        DataError: there is no such file, or no prompt in it.
+    """
+    if isinstance(source, str):
+        prompts = _named(source)
+    else:
+        prompts = [prompt.strip() for prompt in source]
+    distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+    if not distinct:
+        raise DataError(f"at least one prompt is needed; {source!r} holds none")
+    return distinct
+
+
+def _named(source: str) -> list[str]:
+    if source == "shapes":
+        return [spec.caption for spec in all_specs()]
+    if source == "animals":
+        return [f"{_article(animal)} {animal} {activity}" for animal in ANIMALS for activity in ACTIVITIES]
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(f"prompts come from a text file, 'shapes' or 'animals'; there is no file {source!r}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"a prompt file is UTF-8 text; {source!r} is not") from error
+    return [line.split("\t")[0].strip() for line in lines if not line.startswith("#")]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+def split_prompts(prompts: Sequence[str], held_out: int, seed: int = 0) -> PromptSplit:
+    """Set ``held_out`` prompts aside, drawn at random; both parts keep the order of the draw.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if held_out >= len(prompts):
+        raise DataError(f"some prompts must be left for training: {len(prompts)} prompts, {held_out} to be held out")
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [prompts[i] for i in order]
+    return PromptSplit(tuple(shuffled[held_out:]), tuple(shuffled[:held_out]))
+
+
+class PromptOrder:
+    """Endless prompts, each pass in a new order; its state goes into checkpoints.
+
+    Args:
+        prompts: what is drawn from.
+        seed: of the orders.
+    """
+
+    def __init__(self, prompts: Sequence[str], seed: int) -> None:
+        self.prompts = tuple(prompts)
+        self._random = torch.Generator().manual_seed(seed)
+        self._order: list[int] = []
+
+    def draw(self, count: int) -> tuple[str, ...]:
+        """The next ``count`` prompts."""
+        while len(self._order) < count:
+            self._order += torch.randperm(len(self.prompts), generator=self._random).tolist()
+        taken, self._order = self._order[:count], self._order[count:]
+        return tuple(self.prompts[i] for i in taken)
+
+    def state(self) -> dict[str, object]:
+        """What ``restore`` needs to continue."""
+        return {"random": self._random.get_state(), "order": list(self._order)}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Continue from what ``state`` gave."""
+        random, order = state["random"], state["order"]
+        assert isinstance(random, torch.Tensor) and isinstance(order, list)
+        self._random.set_state(random)
+        self._order = list(order)

@@ -1,0 +1,104 @@
+"""Generating a folder of clips from prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reelign.build import build_generator
+from reelign.contracts import Request
+from reelign.datasets.prompts import load_prompts
+from reelign.datasets.video_folder import write_metadata
+from reelign.errors import DataError, ModelError, RunFolderError
+from reelign.generators.wan import WanGenerator
+from reelign.sampling import generate
+from reelign.video_io import write_clip
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """Prompts, a loaded generator and an output folder, all checked before the first clip.
+
+    Args:
+        generator: ready to sample.
+        prompts: what is asked.
+        out: an empty or new folder.
+    """
+
+    generator: WanGenerator
+    prompts: tuple[str, ...]
+    out: Path
+
+    @staticmethod
+    def prepare(
+        model: str, source: str, out: Path, adapter: Path | None = None, limit: int | None = None, **options: Any
+    ) -> GenerationJob:
+        """Load the prompts (a file, a built-in set, or one prompt with a blank in it) and the generator.
+
+        Args:
+            options: further ``WanOptions``, for example ``dtype``.
+
+        Raises:
+            DataError: no prompt. ModelError: no such model or adapter. RunFolderError: the folder is used or refuses.
+        """
+        prompts = load_prompts([source] if _is_sentence(source) else source)[:limit]
+        if not prompts:
+            raise DataError(f"at least one prompt is needed; a limit of {limit} leaves none")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunFolderError(f"clips go to a new or empty folder; {out} is neither")
+        lora = adapter_options(adapter) if adapter else None
+        generator = build_generator({"model": model, "lora": lora, **options})
+        if adapter:
+            generator.load(str(adapter))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"the output folder {out} cannot be made: {error.strerror}") from error
+        return GenerationJob(generator, tuple(prompts), out)
+
+    def batches(self, size: int) -> int:
+        """How many batches ``run`` makes."""
+        return -(-len(self.prompts) // size)
+
+    def run(self, seed: int, steps: int | None, guidance_scale: float | None, batch: int) -> Iterator[int]:
+        """Write the clips batch by batch, then ``metadata.csv``; yields the count of clips written so far."""
+        steps = steps or self.generator.default_steps
+        scale = self.generator.default_guidance_scale if guidance_scale is None else guidance_scale
+        rows: list[dict[str, Any]] = []
+        for part in Request(self.prompts).split(batch):
+            seeds = [seed + len(rows) + i for i in range(len(part))]
+            clips = generate(self.generator, part, seeds, steps, scale)
+            for prompt, number, video in zip(part.prompts, seeds, clips.video, strict=True):
+                name = f"{len(rows):04d}.mp4"
+                write_clip(self.out / name, video, clips.fps)
+                rows.append(
+                    {"file_name": name, "text": prompt, "seed": number, "steps": steps, "guidance_scale": scale}
+                )
+            yield len(rows)
+        write_metadata(self.out, rows)
+
+
+def _is_sentence(text: str) -> bool:
+    return " " in text.strip() and not Path(text).expanduser().exists()
+
+
+def adapter_options(folder: Path) -> dict[str, Any]:
+    """Rank, alpha and targets of a saved adapter, from its own file.
+
+    Raises:
+        ModelError: the folder holds no adapter with its settings.
+    """
+    from safetensors import safe_open
+
+    path = folder / "pytorch_lora_weights.safetensors"
+    if not path.is_file():
+        raise ModelError(f"an adapter folder holds {path.name}; {folder} does not")
+    with safe_open(path, "pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    settings = {key.removeprefix("transformer."): value for key, value in metadata.items()}
+    if "r" not in settings:
+        raise ModelError(f"{path} does not say its rank and alpha, so it was not saved by reelign or diffusers")
+    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}

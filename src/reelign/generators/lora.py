@@ -1,0 +1,75 @@
+"""LoRA adapters through PEFT (Hu et al. 2022): added to a frozen network, saved in the layout diffusers loads.
+
+The adapter starts as the identity: its up matrix is zero, so at step 0 the generator is exactly the base.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from reelign.errors import ConfigError, ModelError
+
+NAME = "reelign"
+
+
+class LoraOptions(BaseModel):
+    """What the adapter is.
+
+    Args:
+        rank: r, the width of the bottleneck.
+        alpha: the update is scaled by alpha / rank.
+        targets: endings of the names of the linear layers that get one.
+        seed: of the down matrices' first values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    seed: int = 0
+
+
+def add_adapter(network: nn.Module, options: LoraOptions) -> None:
+    """Freeze ``network`` and add a float32 adapter to it.
+
+    Raises:
+        ConfigError: no layer matches the targets.
+    """
+    network.requires_grad_(False)
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=list(options.targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        try:
+            network.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
+        except ValueError as error:
+            raise ConfigError(f"LoRA targets must name layers of the network; got {list(options.targets)}") from error
+    for parameter in adapter_parameters(network).values():
+        parameter.data = parameter.data.float()
+
+
+def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name."""
+    return {name: p for name, p in network.named_parameters() if "lora_" in name and f".{NAME}." in name}
+
+
+def adapter_state(network: nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights under PEFT's names."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=NAME)
+    return state
+
+
+def load_adapter_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Put weights under PEFT's names into the adapter, exactly.
+
+    Raises:
+        ModelError: the names do not fit this adapter.
+    """
+    expected = adapter_state(network)
+    if set(expected) != set(state):
+        odd = sorted(set(expected) ^ set(state))[:3]
+        raise ModelError(f"the adapter in {source} does not fit this network and its LoRA targets: {', '.join(odd)}, …")
+    set_peft_model_state_dict(network, state, adapter_name=NAME)

@@ -1,0 +1,297 @@
+"""Wan 2.1 and 2.2 text-to-video, from any diffusers ``WanPipeline`` folder or hub id; the zoo's tiny one included.
+
+The pipeline's own text encoding is used; the sampler is reelign's. With two experts (Wan 2.2 A14B) the noisy steps go
+to the first and the others to the second, and both get an adapter. Multi-timestep inputs (Wan 2.2 TI2V 5B) are given
+one time for all tokens.
+
+Left out: image-to-video, a second guidance scale for the second expert.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import WanPipeline
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from reelign.contracts import Condition, Request
+from reelign.errors import ConfigError, ContractError, ModelError
+from reelign.generators.lora import (
+    LoraOptions,
+    adapter_parameters,
+    adapter_state,
+    add_adapter,
+    load_adapter_state,
+)
+from reelign.generators.wan_vae import decode_frames
+from reelign.paths import FlowPath
+from reelign.zoo.models import resolve_model
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+NATIVE = {"height": 480, "width": 832, "frames": 81, "fps": 16.0, "steps": 50, "guidance_scale": 5.0}
+
+
+class WanOptions(BaseModel):
+    """Which Wan, at what size, with what adapter.
+
+    Args:
+        model: ``zoo:tiny-wan``, a folder, or a hub id such as ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``.
+        height, width, frames: of clips in pixels; None takes the model's own (``reelign.json``, else 480×832×81).
+        negative_prompt: what guidance moves away from.
+        dtype: of the transformer and its arithmetic; the adapter stays in float32.
+        lora: the adapter; None leaves the generator as it is, to sample from.
+        train_all: train every weight instead of an adapter.
+        gradient_checkpointing: recompute the transformer's blocks in the backward pass.
+        decode_checkpointing: recompute the decoder, one latent frame at a time, in the backward pass.
+        compile: compile the transformer's repeated blocks.
+        device: ``auto`` is cuda where there is one, else cpu.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "zoo:tiny-wan"
+    height: int | None = Field(None, ge=16)
+    width: int | None = Field(None, ge=16)
+    frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(None, gt=0)
+    negative_prompt: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraOptions | None = LoraOptions()
+    train_all: bool = False
+    gradient_checkpointing: bool = False
+    decode_checkpointing: bool = False
+    compile: bool = False
+    device: str = "auto"
+
+
+class WanGenerator:
+    """A generator (see ``contracts.Generator``) around a ``WanPipeline``."""
+
+    def __init__(self, pipeline: WanPipeline, options: WanOptions, native: dict[str, Any] | None = None) -> None:
+        native = {**NATIVE, **(native or {})}
+        self.pipeline = pipeline
+        self.options = options
+        self.path = noise_path(pipeline.scheduler.config)
+        self.fps = float(options.fps or native["fps"])
+        self.default_steps = int(native["steps"])
+        self.default_guidance_scale = float(native["guidance_scale"])
+        self.device = torch.device(pick_device(options.device))
+        self._dtype = getattr(torch, options.dtype)
+        self._size = (
+            options.frames or native["frames"],
+            options.height or native["height"],
+            options.width or native["width"],
+        )
+        self._check_size()
+        self._texts: dict[str, Tensor] = {}
+        self.text_length = min(512, int(pipeline.tokenizer.model_max_length))
+        for module in (pipeline.vae, pipeline.text_encoder, *self.experts()):
+            module.eval().requires_grad_(False)
+        pipeline.vae.to(self.device)
+        for expert in self.experts():
+            self._prepare(expert)
+
+    def _prepare(self, expert: nn.Module) -> None:
+        expert.to(self.device, torch.float32 if self.options.train_all else self._dtype)
+        if self.options.train_all:
+            expert.requires_grad_(True)
+        elif self.options.lora is not None:
+            add_adapter(expert, self.options.lora)
+        if self.options.gradient_checkpointing:
+            expert.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self.options.compile:
+            expert.compile_repeated_blocks()  # type: ignore[operator]
+
+    def _check_size(self) -> None:
+        vae, patch = self.pipeline.vae.config, self.experts()[0].config.patch_size
+        ratio, multiple = vae.scale_factor_temporal, vae.scale_factor_spatial * patch[1]
+        frames, height, width = self._size
+        if (frames - 1) % ratio:
+            raise ConfigError(f"Wan makes clips of {ratio}·n + 1 frames; got {frames}")
+        if height % multiple or width % multiple:
+            raise ConfigError(f"height and width must be multiples of {multiple} for this model; got {height}x{width}")
+
+    def experts(self) -> list[nn.Module]:
+        """The denoising networks, in the order in which sampling uses them."""
+        return [part for part in (self.pipeline.transformer, self.pipeline.transformer_2) if part is not None]
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """[C,F,h,w] of one clip."""
+        vae = self.pipeline.vae.config
+        frames, height, width = self._size
+        space = vae.scale_factor_spatial
+        return (vae.z_dim, (frames - 1) // vae.scale_factor_temporal + 1, height // space, width // space)
+
+    def frames(self) -> int:
+        """Frames of a decoded clip."""
+        return int(self._size[0])
+
+    def parameter_count(self) -> int:
+        """Parameters of the denoising networks, adapters included."""
+        return sum(p.numel() for expert in self.experts() for p in expert.parameters())
+
+    @torch.no_grad()
+    def encode(self, request: Request) -> Condition:
+        """Text states [B,L,D] of the prompts and of the negative prompt; each text is encoded once and kept."""
+        wanted = dict.fromkeys((self.options.negative_prompt, *request.prompts))
+        missing = [text for text in wanted if text not in self._texts]
+        if missing:
+            self._encode_texts(missing)
+        negative = self._texts[self.options.negative_prompt].expand(len(request), -1, -1)
+        positive = torch.stack([self._texts[text] for text in request.prompts])
+        return Condition({"text": positive.to(self.device)}, {"text": negative.to(self.device)})
+
+    def _encode_texts(self, texts: list[str]) -> None:
+        """Encode on the device and park the encoder on the CPU again; features are kept on the CPU."""
+        encoder = self.pipeline.text_encoder.to(self.device)
+        for text in texts:
+            states, _ = self.pipeline.encode_prompt(
+                text, do_classifier_free_guidance=False, max_sequence_length=self.text_length, device=self.device
+            )
+            self._texts[text] = states[0].float().cpu()
+        if self.device.type != "cpu":
+            encoder.to("cpu")
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000]."""
+        expert = self._expert_at(t)
+        time = t.to(self.device, torch.float32)
+        if self.pipeline.config.expand_timesteps:
+            tokens = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
+            time = time.expand(len(x), tokens)
+        else:
+            time = time.expand(len(x))
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            text = condition.positive["text"].to(x.dtype)
+            output: Tensor = expert(x, time, text, return_dict=False)[0]
+        return output
+
+    def _expert_at(self, t: Tensor) -> nn.Module:
+        experts = self.experts()
+        boundary = self.pipeline.config.boundary_ratio
+        if len(experts) == 1 or boundary is None:
+            return experts[0]
+        return experts[0] if float(t) >= boundary * self.path.train_steps else experts[1]
+
+    def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """Latents to float32 [B,T',3,H,W] in [0,1]; decodes the least causal prefix that holds ``frames``."""
+        vae = self.pipeline.vae
+        mean, std = self._latent_statistics(x)
+        z = (x * std + mean).to(vae.dtype)
+        video = decode_frames(vae, z, frames, self.options.decode_checkpointing)
+        return video.float().transpose(1, 2) * 0.5 + 0.5
+
+    @torch.no_grad()
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Clips [B,T,3,H,W] in [0,1] to normalised latents, by the mode of the posterior."""
+        vae = self.pipeline.vae
+        posterior = vae.encode((video.transpose(1, 2) * 2 - 1).to(self.device, vae.dtype)).latent_dist
+        x: Tensor = posterior.mode().float()
+        mean, std = self._latent_statistics(x)
+        return (x - mean) / std
+
+    def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.pipeline.vae.config
+        mean, std = (
+            torch.tensor(v, dtype=like.dtype).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
+        )
+        return mean.to(like.device), std.to(like.device)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapters' parameters, or every weight where there is no adapter; prefixed by the expert's number."""
+        chosen: dict[str, nn.Parameter] = {}
+        for index, expert in enumerate(self.experts()):
+            part = dict(expert.named_parameters()) if self.options.train_all else adapter_parameters(expert)
+            chosen.update({f"{index}.{name}": parameter for name, parameter in part.items()})
+        return chosen
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapters off: inside, this is the generator that training started from."""
+        if self.options.train_all or self.options.lora is None:
+            raise ContractError(
+                "without an adapter there is no reference generator: set generator.lora, or kl_weight to 0"
+            )
+        for expert in self.experts():
+            expert.disable_adapters()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            for expert in self.experts():
+                expert.enable_adapters()  # type: ignore[operator]
+
+    def save(self, folder: str) -> None:
+        """Write adapters for ``pipe.load_lora_weights`` (the second expert's in ``transformer_2/``), or whole weights."""
+        for index, expert in enumerate(self.experts()):
+            part = Path(folder) / ("transformer_2" if index else ".")
+            if self.options.train_all:
+                expert.save_pretrained(part / "transformer")  # type: ignore[operator]
+                continue
+            config = expert.peft_config["reelign"].to_dict()  # type: ignore[index, union-attr]
+            WanPipeline.save_lora_weights(
+                part, adapter_state(expert), weight_name=WEIGHTS, transformer_lora_adapter_metadata=config
+            )
+
+    def load(self, folder: str) -> None:
+        """Read back what ``save`` wrote."""
+        for index, expert in enumerate(self.experts()):
+            part = Path(folder) / ("transformer_2" if index else ".")
+            if self.options.train_all:
+                expert.load_state_dict(type(expert).from_pretrained(part / "transformer").state_dict())  # type: ignore[attr-defined]
+                continue
+            if not (part / WEIGHTS).is_file():
+                raise ModelError(f"an adapter folder holds {WEIGHTS}; {part} does not")
+            state = load_file(part / WEIGHTS)
+            load_adapter_state(expert, {k.removeprefix("transformer."): v for k, v in state.items()}, str(part))
+
+
+def noise_path(scheduler: dict[str, Any]) -> FlowPath:
+    """The flow path of a scheduler's config (FlowMatchEuler, UniPC or DPM-Solver with flow settings).
+
+    Raises:
+        ModelError: the scheduler does not belong to a flow model with a fixed shift.
+    """
+    if (
+        scheduler.get("use_dynamic_shifting")
+        or scheduler.get("prediction_type", "flow_prediction") != "flow_prediction"
+    ):
+        raise ModelError(
+            "Wan needs a flow scheduler with a fixed shift; this model folder's scheduler config has another"
+        )
+    shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
+    return FlowPath(float(shift), int(scheduler.get("num_train_timesteps", 1000)))
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is cuda where there is one, else cpu; any other name is itself."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_wan(**options: Any) -> WanGenerator:
+    """Load a Wan generator; keyword arguments are those of ``WanOptions``.
+
+    Raises:
+        ModelError: the folder or hub id holds no ``WanPipeline``.
+    """
+    chosen = WanOptions(**options)
+    source = resolve_model(chosen.model)
+    try:
+        pipeline = WanPipeline.from_pretrained(source, dtype=torch.float32 if chosen.dtype == "float32" else None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no Wan pipeline could be loaded from {chosen.model!r}: {str(error).splitlines()[0]}"
+        ) from error
+    pipeline.vae.to(torch.float32)  # Wan's decoder loses detail in half precision
+    pipeline.text_encoder.to(torch.float32 if chosen.dtype == "float32" else getattr(torch, chosen.dtype))
+    native = Path(source) / "reelign.json"
+    return WanGenerator(pipeline, chosen, json.loads(native.read_text()) if native.is_file() else None)

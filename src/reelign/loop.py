@@ -1,0 +1,238 @@
+"""The one outer loop: draw prompts, step, log, save, evaluate; stop cleanly and resume bit for bit.
+
+Ctrl-C or SIGTERM lets the running step end, saves, and says how to go on. A run killed in any other way goes on from
+its last whole checkpoint and makes the same numbers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from reelign import checkpoint
+from reelign.algorithms.reward_gradient import RewardGradient
+from reelign.build import build_generator, build_measures, build_weighted_reward
+from reelign.config import RunConfig, dump_config
+from reelign.contracts import Request
+from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
+from reelign.distributed import Tracker
+from reelign.errors import NonFiniteError, RunFolderError
+from reelign.evaluation import Examiner
+from reelign.run_folder import RunFolder, environment
+
+log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Hears how a run goes; the command line shows it."""
+
+    def stepped(self, step: int, total: int, values: dict[str, float]) -> None:
+        """One update is done."""
+        ...
+
+    def evaluating(self, step: int, done: int, total: int) -> None:
+        """So many held-out clips of this step are judged."""
+        ...
+
+
+class Run:
+    """A run, built from its config and ready to train.
+
+    Args:
+        config: the whole run.
+        resume: continue what is in the output folder.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool = False) -> None:
+        self.config = config
+        self.folder = RunFolder(Path(config.output).expanduser())
+        prompts = load_prompts(config.prompts.source)
+        self.prompts: PromptSplit = split_prompts(prompts, config.prompts.held_out, config.prompts.seed)
+        measures = build_measures(config.evaluation.measures)
+        reward = build_weighted_reward([r.model_dump() for r in config.rewards])
+        self.generator = build_generator(config.generator.model_dump())
+        self.algorithm = RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
+        self.order = PromptOrder(self.prompts.train, config.seed + 1)
+        self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
+        self.step = 0
+        self._seconds = 0.0
+        self._stop_signal: str | None = None
+        sampling = config.reward_gradient
+        self.examiner = Examiner(
+            prompts=self.prompts.held_out,
+            seeds=tuple(config.evaluation.seed + i for i in range(len(self.prompts.held_out))),
+            reward=reward,
+            measures=measures,
+            steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            eta=sampling.eta,
+            batch=config.evaluation.batch,
+            save_clips=config.evaluation.save_clips,
+        )
+        self.folder.create(resume)
+        if resume:
+            self._restore()
+        else:
+            self.folder.write_text("config.yaml", dump_config(config))
+            self.folder.write_json("environment.json", environment(str(self.generator.device)))
+
+    def plan(self) -> dict[str, str]:
+        """What will happen, for people to read before it does."""
+        config, parameters = self.config, self.generator.trainable()
+        count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
+        terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.algorithm.reward.terms]
+        tail = config.reward_gradient
+        return {
+            "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
+            "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if config.generator.lora else 'all weights'})",
+            "reward": " + ".join(terms),
+            "algorithm": f"{config.algorithm}, gradient in {tail.k} of {tail.steps} steps ({tail.mode})",
+            "prompts": f"{len(self.prompts.train)} to train on, {len(self.prompts.held_out)} held out",
+            "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
+            "output": str(self.folder.path),
+        }
+
+    def train(self, listener: Listener) -> bool:
+        """Train to the end, or to a signal; returns whether it finished."""
+        began = time.monotonic() - self._seconds
+        with self._signals():
+            if self.step == 0 and not (self.folder.samples(0) / "scores.csv").exists():
+                self._evaluate(listener)
+            while self.step < self.config.training.steps and self._stop_signal is None:
+                values = self._one_step()
+                self._seconds = time.monotonic() - began
+                self._record(values)
+                listener.stepped(self.step, self.config.training.steps, values)
+                self._after_step(listener)
+        finished = self.step >= self.config.training.steps
+        if finished and not (self.folder.samples(self.step) / "scores.csv").exists():
+            self._evaluate(listener)
+        if not finished and not checkpoint_is_current(self.folder, self.step):
+            self._save()
+        self._seconds = time.monotonic() - began
+        self._write_status(finished, self._stop_signal)
+        self.tracker.close()
+        return finished
+
+    def _one_step(self) -> dict[str, float]:
+        prompts = self.order.draw(self.config.training.batch)
+        try:
+            return self.algorithm.step(Request(prompts))
+        except NonFiniteError as error:
+            last = checkpoint.latest(self.folder.checkpoints)
+            where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            self._write_status(False, str(error))
+            raise NonFiniteError(
+                f"stopped at step {self.step + 1}: {error}; {where}; lower the learning rate"
+            ) from error
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.step += 1
+        self.folder.log({"step": self.step, "seconds": round(self._seconds, 3), **values})
+        self.tracker.log(values, self.step)
+
+    def _after_step(self, listener: Listener) -> None:
+        if self.step == self.config.training.steps or self.step % self.config.training.checkpoint_every == 0:
+            self._save()
+        every = self.config.evaluation.every
+        if every and self.step % every == 0:
+            self._evaluate(listener)
+
+    def _evaluate(self, listener: Listener) -> None:
+        with self.algorithm.exported():
+            self.examiner.examine(
+                self.generator,
+                self.folder.samples(self.step),
+                lambda done, total: listener.evaluating(self.step, done, total),
+            )
+
+    def _save(self) -> None:
+        def adapter(folder: Path) -> None:
+            with self.algorithm.exported():
+                self.generator.save(str(folder / "adapter"))
+
+        parts = {
+            "step": self.step,
+            "seconds": self._seconds,
+            "algorithm": self.algorithm.state(),
+            "order": self.order.state(),
+            "torch": torch.get_rng_state(),
+        }
+        checkpoint.save(self.folder.checkpoint(self.step), parts, adapter)
+        keep = self.config.training.keep
+        for old in sorted(self.folder.checkpoints.glob("step_*"))[: -keep or None] if keep else []:
+            shutil.rmtree(old)
+
+    def _restore(self) -> None:
+        """Take up the newest whole checkpoint; from the beginning where there is none."""
+        before = (self.folder.path / "config.yaml").read_text()
+        if before != dump_config(self.config):
+            changed = changed_keys(before, dump_config(self.config))
+            if set(changed) - {"steps", "checkpoint_every", "keep", "every", "trackers"}:
+                raise RunFolderError(f"a resumed run keeps its config; changed: {', '.join(changed)}")
+            self.folder.write_text("config.yaml", dump_config(self.config))
+        newest = checkpoint.latest(self.folder.checkpoints)
+        if newest is not None:
+            parts = checkpoint.load(newest)
+            self.step, self._seconds = int(parts["step"]), float(parts["seconds"])
+            self.algorithm.restore(parts["algorithm"])
+            self.order.restore(parts["order"])
+            torch.set_rng_state(parts["torch"])
+        self.folder.forget_after(self.step)
+
+    def _write_status(self, finished: bool, stopped: str | None) -> None:
+        self.folder.write_json(
+            "status.json",
+            {
+                "finished": finished,
+                "steps": self.step,
+                "seconds": round(self._seconds, 1),
+                "peak_memory_mb": round(peak_memory_mb(self.generator.device), 1),
+                "stopped": stopped,
+            },
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first Ctrl-C or SIGTERM into a stop after the running step; a second one is not caught."""
+        previous: dict[signal.Signals, Any] = {}
+
+        def stop(number: int, frame: object) -> None:
+            self._stop_signal = signal.Signals(number).name
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+        for name in (signal.SIGINT, signal.SIGTERM):
+            previous[name] = signal.signal(name, stop)
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+
+def checkpoint_is_current(folder: RunFolder, step: int) -> bool:
+    """Whether the checkpoint of this very step is on disk and whole."""
+    return checkpoint.torn(folder.checkpoint(step)) is None
+
+
+def changed_keys(before: str, after: str) -> list[str]:
+    """Keys of the lines that two YAML dumps do not share."""
+    different = set(before.splitlines()) ^ set(after.splitlines())
+    return sorted({line.split(":")[0].strip(" -") for line in different})
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far: of the device where it is a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,170 @@
+r"""Several rewards as one: a weighted sum of loss forms.
+
+    objective = − Σ_i w_i·ℓ_i(r_i),     ℓ(r) = −r,  |r − target|,  or −log r
+
+The three forms are those of VADER (Prabhudesai et al. 2024, section 4.1 and its code): maximise (HPS, PickScore),
+distance to a target (|aesthetic − 10|), cross-entropy of a probability (video action). Higher is better.
+
+Left out: Pareto methods, and normalising each reward by its running spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from reelign.contracts import Reward, RewardCard, VideoBatch
+from reelign.errors import ConfigError, ContractError, NonFiniteError
+from reelign.rewards.card import ReadsSomePrompts
+
+LossForm = Literal["maximise", "distance", "cross_entropy"]
+PROBABILITY_SLACK = 1e-5  # round-off of a probability
+
+
+def loss_form(score: Tensor, loss: LossForm, target: float | None = None) -> Tensor:
+    r"""Turn a score into something to minimise: −r, |r − target| or −log r; same shape.
+
+    Raises:
+        ContractError: cross-entropy of something outside (0, 1].
+    """
+    if loss == "maximise":
+        return -score
+    if loss == "distance":
+        if target is None:
+            raise ConfigError("the loss form 'distance' needs a target; got none")
+        return (score - target).abs()
+    low, high = float(score.detach().min()), float(score.detach().max())
+    if not (low > 0 and high <= 1 + PROBABILITY_SLACK):
+        raise ContractError(
+            f"the loss form 'cross_entropy' needs probabilities in (0, 1]; got [{low:.4g}, {high:.4g}]: use 'maximise'"
+        )
+    return -score.log()
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward's part of the sum.
+
+    Args:
+        name: how logs call it; each name occurs once.
+        reward: any reward.
+        weight: w, finite and not 0.
+        loss: ``maximise`` the score, bring its ``distance`` to a target to 0, or ``cross_entropy`` of a probability.
+        target: of ``distance``, in units of the score; None for the others.
+    """
+
+    name: str
+    reward: Reward
+    weight: float = 1.0
+    loss: LossForm = "maximise"
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(LossForm):
+            raise ConfigError(
+                f"the loss form of reward {self.name!r} is one of {get_args(LossForm)}; got {self.loss!r}"
+            )
+        if not math.isfinite(self.weight) or self.weight == 0:
+            raise ConfigError(f"the weight of reward {self.name!r} is finite and not 0; got {self.weight}")
+        if (self.target is not None) != (self.loss == "distance"):
+            raise ConfigError(
+                f"a target goes with the loss form 'distance' and with no other; reward {self.name!r} has the form "
+                f"{self.loss!r} and the target {self.target}"
+            )
+
+    def contribution(self, score: Tensor) -> Tensor:
+        """−w·ℓ(score): what this term adds to the objective; same shape."""
+        return -self.weight * loss_form(score, self.loss, self.target)
+
+    def contribution_range(self) -> tuple[float, float]:
+        """Least and largest contribution over the range of the reward's card."""
+        low, high = self.reward.card.range
+        if self.loss == "maximise":
+            ends = [low, high]
+        elif self.loss == "cross_entropy":
+            ends = [math.log(low) if low > 0 else -math.inf, math.log(high) if high > 0 else -math.inf]
+        else:
+            target = self.target or 0.0
+            ends = [-abs(low - target), -abs(high - target)] + ([0.0] if low <= target <= high else [])
+        values = [self.weight * end for end in ends]
+        return min(values), max(values)
+
+
+class WeightedReward:
+    """A reward made of rewards.
+
+    Args:
+        terms: at least one, names distinct.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        names = [term.name for term in terms]
+        if not terms or len(set(names)) < len(names):
+            raise ConfigError(f"a weighted reward has at least one term and each name once; got {names}")
+        self.terms = tuple(terms)
+        self.card = _joint_card(self.terms)
+
+    def __call__(self, batch: VideoBatch) -> Tensor:
+        """The objective [B]."""
+        return self.objective(self.scores(batch))
+
+    def scores(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Each reward's own scores, before loss form and weight: name to [B].
+
+        Raises:
+            ContractError: a reward returned a wrong shape or lost a gradient that its card promises.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        return {term.name: _checked(term, batch) for term in self.terms}
+
+    def objective(self, scores: dict[str, Tensor]) -> Tensor:
+        """−Σ w·ℓ(score), [B], from what ``scores`` gave."""
+        return torch.stack([term.contribution(scores[term.name]) for term in self.terms]).sum(0)
+
+    def golden_prompts(self, captions: Sequence[str]) -> tuple[str, ...]:
+        """Prompts for the golden clip that the choosiest term understands; see ``reelign.rewards.card``."""
+        for term in self.terms:
+            if isinstance(term.reward, ReadsSomePrompts):
+                captions = term.reward.golden_prompts(captions)
+        return tuple(captions)
+
+
+def _checked(term: Term, batch: VideoBatch) -> Tensor:
+    score = term.reward(batch)
+    if score.shape != (len(batch),):
+        raise ContractError(
+            f"a reward returns one score per clip; reward {term.name!r} returned shape {list(score.shape)} "
+            f"for {len(batch)} clips"
+        )
+    bad = int((~torch.isfinite(score.detach())).sum())
+    if bad:
+        raise NonFiniteError(f"reward {term.name!r} is not a number for {bad} of {len(batch)} clips: {score.tolist()}")
+    wanted = batch.video.requires_grad and torch.is_grad_enabled() and term.reward.card.differentiable
+    if wanted and not score.requires_grad:
+        raise ContractError(
+            f"the card of reward {term.name!r} says it is differentiable, but its score is detached from the pixels: "
+            "remove the detach, no_grad or .item() in it, or correct the card"
+        )
+    return score
+
+
+def _joint_card(terms: tuple[Term, ...]) -> RewardCard:
+    """The strictest promise that all terms keep together."""
+    cards = [term.reward.card for term in terms]
+    ranges = [term.contribution_range() for term in terms]
+    lengths = {card.frames for card in cards} - {"any"}
+    return RewardCard(
+        name="+".join(term.name for term in terms),
+        summary="Weighted sum: " + ", ".join(f"{t.weight:g}×{t.name} ({t.loss})" for t in terms) + ".",
+        range=(sum(low for low, _ in ranges), sum(high for _, high in ranges)),
+        frames=lengths.pop() if len(lengths) == 1 else "any",
+        differentiable=all(card.differentiable for card in cards),
+        needs_prompt=any(card.needs_prompt for card in cards),
+        licence="; ".join(dict.fromkeys(card.licence for card in cards)),
+        source="; ".join(dict.fromkeys(card.source for card in cards)),
+    )

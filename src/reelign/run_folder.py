@@ -1,0 +1,109 @@
+"""What a run leaves on disk, and in which file.
+
+config.yaml  environment.json  metrics.jsonl  status.json
+samples/step_000000/0000.mp4 …, scores.csv    checkpoints/step_000010/ (adapter, state)
+summary.json  report.html                     (written by ``reelign report``)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reelign import __version__
+from reelign.errors import RunFolderError
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "av")
+
+
+class RunFolder:
+    """The one writer of a run's files.
+
+    Args:
+        path: the folder; made on ``create``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, resume: bool) -> None:
+        """Make the folder, or take up an existing one.
+
+        Raises:
+            RunFolderError: it holds a run and ``resume`` is false, it holds none and ``resume`` is true, or it cannot
+                be written.
+        """
+        exists = (self.path / "config.yaml").exists()
+        if exists and not resume:
+            raise RunFolderError(f"{self.path} already holds a run: add --resume, or choose another output")
+        if resume and not exists:
+            raise RunFolderError(f"{self.path} holds no run to resume: leave out --resume")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunFolderError(f"the output folder {self.path} cannot be written: {error.strerror}") from error
+
+    def samples(self, step: int) -> Path:
+        """The folder of the clips of one step."""
+        return self.path / "samples" / f"step_{step:06d}"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of one step."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of ``metrics.jsonl``; a last line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def forget_after(self, step: int) -> None:
+        """Drop logged lines of later steps, which a resumed run will make again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the run ran on: versions, processor, device."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "reelign": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": gpu or device,
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }

@@ -1,0 +1,1 @@
+"""Scoring takes, and choosing the best of them."""

@@ -37,6 +37,25 @@ def tiny_wan():
     return load_wan(model="zoo:tiny-wan", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def random_wan_folder(tmp_path_factory):
+    """A random WanPipeline folder of two small layers, in the published layout, in float16 files."""
+    from diffusers import WanTransformer3DModel
+
+    from reelign.zoo.tiny_wan import build_text_encoder, save_pipeline
+    from reelign.zoo.tiny_wan_vae import build_vae
+    from reelign.zoo.words import word_tokenizer
+
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=24, in_channels=8, out_channels=8, text_dim=64, freq_dim=32,
+        ffn_dim=64, num_layers=2, rope_max_seq_len=64,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("wan")
+    save_pipeline(path, build_vae(), transformer, build_text_encoder(), word_tokenizer(12))
+    return path
+
+
 @pytest.fixture
 def random() -> torch.Generator:
     """A seeded source of random numbers."""

@@ -32,6 +32,9 @@ class Brightness:
 def make(scale):
     return Brightness(scale)
 
+def nothing():
+    return {}
+
 NUMBER = 3
 """
 
@@ -120,7 +123,7 @@ def test_what_is_no_reward_is_refused(own_module: str) -> None:
     with pytest.raises(ContractError, match="must be a class or a function"):
         build_reward(f"{own_module}:NUMBER")
     with pytest.raises(ContractError, match="made a dict"):
-        build_reward("builtins:dict")
+        build_reward(f"{own_module}:nothing")
     with pytest.raises(ContractError, match="scores lie in the card's range"):
         build_reward(f"{own_module}:Brightness", {"gain": 100.0})
 

@@ -124,7 +124,7 @@ def test_instructvideo_chain_and_tail_gradients(golden, name, steps, tau, tails)
 
 @pytest.mark.parametrize("eta", [0, 1])
 def test_videocrafter2_steps(golden, eta):
-    """Every step of VADER's VideoCrafter2 sampler, from its own network outputs: α scaled from 1 to 0.7, noise at the end."""
+    """Every step of VADER's VideoCrafter2 sampler, from its own network outputs: α scaled to 0.7, noise at the end."""
     tensors, _ = golden("videocrafter2_ddim")
     path = DiscretePath(scaled_linear_alphas().float().double(), scale=tensors["outputs/scale_arr"])
     schedule = path.schedule(5)

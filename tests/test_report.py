@@ -295,8 +295,7 @@ def wait_until(page: Any, condition: str, seconds: float = 20) -> None:
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium at /usr/bin/chromium")
-@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 900)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "light"), (1280, 900, "dark")])
 def test_page_in_a_browser(run: Path, tmp_path: Path, width: int, height: int, scheme: str) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     page_file = build_report(run)

@@ -70,7 +70,6 @@ def test_frames(random):
     assert {d[0] for d in drawn} == set(range(5))
 
 
-
 @pytest.mark.parametrize("k", [1, 3])
 def test_gradient_equals_finite_differences(k):
     """Central differences of the tail with a frozen prefix, in float64: relative error at most 1e-6 (K = 1)."""
@@ -86,13 +85,17 @@ def test_gradient_equals_finite_differences(k):
     probe = torch.randn(noise.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
     def tail(x):
-        part = type(schedule)(schedule.t[5 - k :], schedule.alpha[5 - k :], schedule.sigma[5 - k :], schedule.ancestral[5 - k :])
+        part = type(schedule)(
+            schedule.t[5 - k :], schedule.alpha[5 - k :], schedule.sigma[5 - k :], schedule.ancestral[5 - k :]
+        )
         return (probe * chain(generator, x, condition, part, ChainOptions(4.0, gradient_steps=range(k)))).sum()
 
     whole = chain(generator, noise, condition, schedule, ChainOptions(4.0, gradient_steps=range(5 - k, 5)))
     (probe * whole).sum().backward()
     with torch.no_grad():
-        head = type(schedule)(schedule.t[: 5 - k], schedule.alpha[: 6 - k], schedule.sigma[: 6 - k], schedule.ancestral[: 5 - k])
+        head = type(schedule)(
+            schedule.t[: 5 - k], schedule.alpha[: 6 - k], schedule.sigma[: 6 - k], schedule.ancestral[: 5 - k]
+        )
         prefix = chain(generator, noise, condition, head, ChainOptions(4.0))
         for name, parameter in generator.trainable().items():
             flat = parameter.view(-1)
@@ -141,7 +144,9 @@ def test_micro_batches_make_the_same_update():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"k": 3}, {"mode": "random", "k": 2}, {"eta": 1.0}, {"detach_input": True, "k": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 3}, {"mode": "random", "k": 2}, {"eta": 1.0}, {"detach_input": True, "k": 3}]
+)
 def test_it_learns(options):
     """Reddening clips: thirty updates raise the reward a lot, whatever the mode."""
     algorithm = make(Config(steps=5, lr=0.05, guidance_scale=2.0, **options))
@@ -162,7 +167,7 @@ def test_detached_input_changes_the_gradient_only_for_longer_tails():
 
 
 def test_divergence_pulls_towards_the_reference():
-    """The penalty is the mean squared difference to the prediction without the adapter, and it holds the weights back."""
+    """The penalty measures the distance to the prediction without the adapter, and holds the weights back."""
     free, held = make(Config(steps=4, lr=0.05)), make(Config(steps=4, lr=0.05, kl_weight=50.0))
     divergences = []
     for _ in range(60):

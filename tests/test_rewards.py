@@ -42,7 +42,7 @@ def clips(frames: int = 5, height: int = 64, width: int = 64, prompts: tuple[str
 
 
 def with_pixels(batch: VideoBatch) -> tuple[VideoBatch, Tensor]:
-    pixels = batch.video.clone().requires_grad_()
+    pixels = batch.video.detach().clone().requires_grad_()
     return VideoBatch(pixels, batch.fps, batch.request), pixels
 
 
@@ -112,10 +112,9 @@ class TestModels:
             ClipSimilarity(str(tmp_path / "broken"))
 
     def test_a_random_head_is_refused(self, tmp_path: Path) -> None:
-        config = VideoMAEConfig(
-            image_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_frames=4,
-            decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=32,
-        )  # fmt: skip
+        small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        decoder = {f"decoder_{name}": value for name, value in small.items()}
+        config = VideoMAEConfig(image_size=32, num_frames=4, **small, **decoder)
         VideoMAEForPreTraining(config).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match=r"lacks \d+ \(classifier\.bias, classifier\.weight"):
             VideoAction(str(tmp_path))
@@ -253,6 +252,8 @@ class TestVideoAction:
         again, other = with_pixels(batch)
         torch.nn.functional.nll_loss(reward.log_probabilities(again.video), torch.tensor([wanted])).backward()
         torch.testing.assert_close(pixels.grad, other.grad)
+        reward.model.classifier.bias[wanted] = -500.0  # no float32 holds this probability, but its logarithm
+        assert -600 < reward.log_probabilities(batch.video)[0, wanted] < -400
 
     def test_class_of_a_prompt(self, action_folder: Path) -> None:
         reward = VideoAction(str(action_folder), classes={"spinning": "rotating clockwise", "growing old": "shrinking"})

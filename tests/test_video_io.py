@@ -308,7 +308,7 @@ def test_cut_files_never_pass_for_shorter_clips(tmp_path, suffix, kept):
     assert len(read_clip(whole).video) == 12
     data = whole.read_bytes()
     cut.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(ClipError, match=r"truncated|damaged|no frame decodes|cannot be opened"):
+    with pytest.raises(ClipError, match=r"truncated|damaged|no frame decodes|bytes are there|cannot be opened"):
         read_clip(cut)
 
 
@@ -323,20 +323,21 @@ def test_file_cut_between_two_frames(tmp_path):
 
 
 def test_pictures_patched_over_lost_data_are_damage(tmp_path):
-    noise = torch.rand(6, 3, 48, 64, generator=torch.Generator().manual_seed(0))
-    write_clip(tmp_path / "a.mp4", noise, 8)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        packet = list(container.demux(video=0))[2]
-    whole, reasons = (tmp_path / "a.mp4").read_bytes(), []
-    for share in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+    noise = torch.rand(12, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "a.mp4"
+    write_clip(path, (smooth(12) + 0.1 * noise).clamp(0, 1), 8)
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    whole, reasons = path.read_bytes(), []
+    for start, size in packets:
         data = bytearray(whole)
-        data[packet.pos + int(packet.size * share)] ^= 0x55
-        (tmp_path / "a.mp4").write_bytes(data)
+        data[start + size // 4] ^= 0x55
+        path.write_bytes(data)
         try:
-            read_clip(tmp_path / "a.mp4")  # a changed bit may also be a valid stream, of another picture
+            read_clip(path)  # a changed byte may also be a valid stream, of another picture
         except ClipError as error:
             reasons.append(str(error))
-    patched = "6 of 6 announced frames decode (a frame is patched over lost data)"
+    patched = "12 of 12 announced frames decode (a frame is patched over lost data)"
     assert any(patched in reason for reason in reasons)  # FFmpeg itself raises nothing here
 
 
@@ -352,12 +353,12 @@ def test_other_things_than_clips(tmp_path):
         sound.rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    with pytest.raises(ClipError, match="holds no pictures"):
+    with pytest.raises(ClipError, match="only sound"):
         read_clip(tmp_path / "sound.mp4")
     write_clip(tmp_path / "a.mp4", smooth(), 8)
     data = (tmp_path / "a.mp4").read_bytes().replace(b"avc1", b"zzz9").replace(b"avcC", b"zzzC")
     (tmp_path / "codec.mp4").write_bytes(data)
-    with pytest.raises(ClipError, match="Decoder not found"):
+    with pytest.raises(ClipError, match="unknown codec"):
         read_clip(tmp_path / "codec.mp4")
 
 

@@ -12,24 +12,14 @@ from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.wan import WEIGHTS, load_wan, noise_path
 from reelign.generators.wan_vae import decode_frames, needed_prefix
 from reelign.sampling import ChainOptions, chain, generate, seeded_noise
-from reelign.zoo.tiny_wan import SHIFT, build_text_encoder, save_pipeline
-from reelign.zoo.tiny_wan_vae import build_vae
-from reelign.zoo.words import word_tokenizer
+from reelign.zoo.tiny_wan import SHIFT
 
 PROMPTS = ("a red circle moving left", "a blue square bouncing")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random WanPipeline folder, two small layers, in float16 files."""
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, in_channels=8, out_channels=8, text_dim=64, freq_dim=32,
-        ffn_dim=64, num_layers=2, rope_max_seq_len=64,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("wan")
-    save_pipeline(path, build_vae(), transformer, build_text_encoder(), word_tokenizer(12))
-    return path
+def folder(random_wan_folder):
+    return random_wan_folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reelign.algorithms import reward_gradient
+from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.wan import WanOptions
 
@@ -104,7 +104,7 @@ class RunConfig(_Section):
     prompts: PromptOptions = PromptOptions()
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)
     algorithm: Literal["reward_gradient"] = "reward_gradient"
-    reward_gradient: reward_gradient.Config = reward_gradient.Config()
+    reward_gradient: RewardGradientConfig = RewardGradientConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     trackers: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ def _one_line(error: ValidationError, data: dict[str, Any]) -> ConfigError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        *parents, key = first["loc"]
+        parents = first["loc"][:-1]
         return UnknownNameError("config key", where, [".".join(map(str, (*parents, n))) for n in _fields(parents)])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):

@@ -164,8 +164,12 @@ class NoisePath(Protocol):
 class Generator(Protocol):
     """Turns requests into clips, and can be trained."""
 
-    path: NoisePath
     fps: float
+
+    @property
+    def path(self) -> NoisePath:
+        """The noise path that the network was trained on."""
+        ...
 
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent without its batch axis."""

@@ -102,7 +102,7 @@ class DiscretePath:
     scale: Tensor | None = None
 
     def schedule(self, steps: int) -> Schedule:
-        """The last ``steps`` points 1 + k·(N // steps), descending, each step going to the point below, the last to 0."""
+        """The points 1 + k·(N // steps), descending; each step goes to the point below, the last to index 0."""
         size = len(self.alphas_cumprod)
         if not 1 <= steps <= size:
             raise ConfigError(f"a chain has 1 to {size} steps; got {steps}")

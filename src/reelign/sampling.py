@@ -104,7 +104,7 @@ class ChainOptions:
 
 
 def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise [len(seeds), *shape], each row from its own seed, so a clip does not depend on its batch."""
+    """Normal noise [len(seeds), *shape], each row from its own seed, so a clip does not depend on its batch."""
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(device)
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -37,7 +37,7 @@ GIF_MAX_FPS = 50  # browsers show shorter delays than 20 ms at 10 frames a secon
 BT709 = 1  # in the colour fields of H.264 (ITU-T H.273)
 LIMITED_RANGE = 1  # luma 16 to 235, what players expect
 # Without these flags swscale rounds down: pictures come out 1.2 of 255 levels too dark on average.
-EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+EXACT = 0x2 | 0x40000 | 0x2000  # SWS_BILINEAR, ACCURATE_RND, FULL_CHR_H_INT; PyAV 17 has no names for the last two
 VARIABLE = 1.6  # longest gap over shortest from which a rate counts as variable; rounding a GIF's 40 fps gives 1.5
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
@@ -206,8 +206,10 @@ def _decode(path: Path, max_frames: int | None, size: Size) -> _Decoded:
     decoded = _Decoded()
     with _open(path) as container:
         stream = container.streams.best("video")
-        if stream is None:
-            raise ClipError(f"{path}: holds no pictures, only sound or data; take it out of the folder")
+        # Decoding without a codec context kills the process before PyAV 18.1 (PyAV issue 2344).
+        if stream is None or stream.codec_context is None:
+            reason = _cut_short(path) or "only sound or data, or an unknown codec"
+            raise ClipError(f"{path}: holds no pictures that decode ({reason}); convert it or take it out")
         decoded.stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
         decoded.announced = stream.frames
         for frame, picture in _frames(container, stream, size, decoded.faults):
@@ -232,9 +234,7 @@ def _open(path: Path) -> Iterator[Any]:
     except (OSError, av.FFmpegError) as error:
         if not isinstance(error, OSError) and (missing := _cut_short(path)):
             raise ClipError(f"{path}: truncated: {missing}; render or copy it again") from error
-        raise ClipError(
-            f"{path}: cannot be opened as a video ({error.strerror}); check the path or convert it"
-        ) from error
+        raise ClipError(f"{path}: cannot be opened as a video ({error.strerror}); check or convert it") from error
     with container:
         yield container
 

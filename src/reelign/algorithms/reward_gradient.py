@@ -116,8 +116,6 @@ class RewardGradient:
         seed: of noise, frames and steps.
     """
 
-    Config = Config
-
     def __init__(self, generator: Generator, reward: WeightedReward, config: Config, seed: int = 0) -> None:
         self.generator = generator
         self.reward = reward

@@ -142,7 +142,7 @@ def random_spec(generator: torch.Generator, motions: tuple[str, ...] = MOTIONS) 
 def wrong_spec(spec: ShapeSpec, attribute: str, generator: torch.Generator) -> ShapeSpec:
     """Return ``spec`` with one attribute changed, for captions that lie.
 
-    A colour becomes its ``NEIGHBOUR`` (any other where that is the colour it turns into), a shape or a motion any other.
+    A colour becomes its ``NEIGHBOUR`` (any other where that is what it turns into), a shape or a motion any other.
     """
     if attribute == "colour":
         if NEIGHBOUR[spec.colour] != spec.colour_to:
@@ -151,8 +151,8 @@ def wrong_spec(spec: ShapeSpec, attribute: str, generator: torch.Generator) -> S
             spec, colour=_choice(tuple(c for c in COLOURS if c not in (spec.colour, spec.colour_to)), generator)
         )
     if attribute == "shape":
-        allowed = SHAPES[1:] if spec.motion in ROTATIONS else SHAPES
-        return replace(spec, shape=_choice(tuple(s for s in allowed if s != spec.shape), generator))
+        others = tuple(s for s in SHAPES if s != spec.shape and not (s == "circle" and spec.motion in ROTATIONS))
+        return replace(spec, shape=_choice(others, generator))
     rigid = tuple(m for m in MOTIONS if m not in (spec.motion, TURNING))
     allowed = tuple(m for m in rigid if not (spec.shape == "circle" and m in ROTATIONS))
     return replace(spec, motion=_choice(allowed, generator), colour_to=None)
@@ -184,7 +184,7 @@ class MovingShapes:
             raise DataError(f"caption noise rates are ≥ 0 and sum to ≤ 1; got {self.caption_noise}")
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[ShapeSpec], list[str]]:
-        """Draw ``count`` clips: video float32 [count,T,3,H,W] in [0,1], their true specs, their (noisy) captions."""
+        """Draw clips: video float32 [count,T,3,H,W] in [0,1], their true specs, their (noisy) captions."""
         specs = [random_spec(generator, self.motions) for _ in range(count)]
         return self.render(specs, generator), specs, [self.caption(spec, generator) for spec in specs]
 
@@ -254,7 +254,7 @@ class _Tracks:
 
 
 def _track(start: Tensor, direction: Tensor, travel: Tensor, time: Tensor) -> Tensor:
-    """Place along one axis in [0,1]: constant at ``start`` where ``direction`` is 0, else a straight run of ``travel``."""
+    """Place along one axis in [0,1]: a straight run of length ``travel``, or ``start`` where ``direction`` is 0."""
     low = start * (1 - travel)
     run = torch.where(direction > 0, low + travel * time, low + travel * (1 - time))
     return torch.where(direction == 0, start.expand_as(run), run)

@@ -1,7 +1,7 @@
-"""Prompts: from a text file, a list, or a built-in set, split into what is trained on and what is held out.
+"""Prompts: from a text file, a list, or a built-in set, split into those to train on and those held out.
 
-Built-in: ``shapes`` (every caption of the moving-shapes grammar) and ``animals`` (45 animals × 3 activities, the prompts
-of DDPO and VADER; Black et al. 2024, appendix).
+Built-in: ``shapes`` (every caption of the moving-shapes grammar) and ``animals`` (45 animals × 3 activities, the
+prompts of DDPO and VADER; Black et al. 2024, appendix).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from reelign.datasets.moving_shapes import all_specs
 from reelign.errors import DataError
 
 ANIMALS = (
-    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant "
-    "butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly llama "
-    "camel bat gorilla hedgehog kangaroo"
-).split()
+    "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow", "goat", "lion", "tiger",
+    "bear", "raccoon", "fox", "wolf", "lizard", "beetle", "ant", "butterfly", "fish", "shark", "whale", "dolphin",
+    "squirrel", "mouse", "rat", "snake", "turtle", "frog", "chicken", "duck", "goose", "bee", "pig", "turkey", "fly",
+    "llama", "camel", "bat", "gorilla", "hedgehog", "kangaroo",
+)  # fmt: skip
 ACTIVITIES = ("washing the dishes", "riding a bike", "playing chess")
 
 
@@ -41,10 +42,7 @@ def load_prompts(source: str | Sequence[str]) -> list[str]:
     Raises:
         DataError: there is no such file, or no prompt in it.
     """
-    if isinstance(source, str):
-        prompts = _named(source)
-    else:
-        prompts = [prompt.strip() for prompt in source]
+    prompts = _named(source) if isinstance(source, str) else [prompt.strip() for prompt in source]
     distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt))
     if not distinct:
         raise DataError(f"at least one prompt is needed; {source!r} holds none")
@@ -110,6 +108,7 @@ class PromptOrder:
     def restore(self, state: dict[str, object]) -> None:
         """Continue from what ``state`` gave."""
         random, order = state["random"], state["order"]
-        assert isinstance(random, torch.Tensor) and isinstance(order, list)
+        assert isinstance(random, torch.Tensor)
+        assert isinstance(order, list)
         self._random.set_state(random)
         self._order = list(order)

@@ -113,7 +113,8 @@ class WanGenerator:
             expert.compile_repeated_blocks()  # type: ignore[operator]
 
     def _check_size(self) -> None:
-        vae, patch = self.pipeline.vae.config, self.experts()[0].config.patch_size
+        vae, network = self.pipeline.vae.config, self.pipeline.transformer or self.pipeline.transformer_2
+        patch = network.config.patch_size
         ratio, multiple = vae.scale_factor_temporal, vae.scale_factor_spatial * patch[1]
         frames, height, width = self._size
         if (frames - 1) % ratio:
@@ -231,7 +232,7 @@ class WanGenerator:
                 expert.enable_adapters()  # type: ignore[operator]
 
     def save(self, folder: str) -> None:
-        """Write adapters for ``pipe.load_lora_weights`` (the second expert's in ``transformer_2/``), or whole weights."""
+        """Write adapters for ``pipe.load_lora_weights``, the second expert's in ``transformer_2/``; or whole weights."""
         for index, expert in enumerate(self.experts()):
             part = Path(folder) / ("transformer_2" if index else ".")
             if self.options.train_all:
@@ -247,7 +248,8 @@ class WanGenerator:
         for index, expert in enumerate(self.experts()):
             part = Path(folder) / ("transformer_2" if index else ".")
             if self.options.train_all:
-                expert.load_state_dict(type(expert).from_pretrained(part / "transformer").state_dict())  # type: ignore[attr-defined]
+                whole = type(expert).from_pretrained(part / "transformer")  # type: ignore[attr-defined]
+                expert.load_state_dict(whole.state_dict())
                 continue
             if not (part / WEIGHTS).is_file():
                 raise ModelError(f"an adapter folder holds {WEIGHTS}; {part} does not")

@@ -5,8 +5,8 @@ entry, shape by rotation-invariant complex moments, motion by the tracks of cent
 generated clips as well as drawn ones, and serves as the held-out judge of the demo: nothing ever trains on it.
 
 Moments of order n (Flusser, Suk and Zitová, Moments and Moment Invariants, 2009, ch. 2): c_n = Σ w·z^n with
-z = (x − x̄) + i(y − ȳ), made free of size by A^(n/2 + 1). A triangle has a large |c_3|, a square a large |c_4|, a circle neither; the phase
-of c_n, divided by n, is the angle.
+z = (x − x̄) + i(y − ȳ), made free of size by A^(n/2 + 1). A triangle has a large |c_3|, a square a large |c_4|, a
+circle neither; the phase of c_n, divided by n, is the angle.
 
 Error rates on clean and degraded clips: ``benchmarks/shapes_instrument.py``, table in ``docs/moving_shapes.md``.
 """

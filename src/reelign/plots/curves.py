@@ -29,8 +29,9 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "reelign", "font.family": "sans
 
 def quantities(training: pd.DataFrame) -> list[str]:
     """What a training table logs besides its clocks: the reward, its parts, loss, gradient norm, then the rest."""
-    numeric = [name for name in training.select_dtypes("number").columns if name not in CLOCKS]
-    return sorted(numeric, key=lambda name: (_rank(name), name))
+    numeric = training.select_dtypes("number").dropna(axis="columns", how="all")
+    names = [name for name in numeric.columns if name not in CLOCKS]
+    return sorted(names, key=lambda name: (_rank(name), name))
 
 
 def is_main(name: str) -> bool:

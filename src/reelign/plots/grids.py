@@ -82,8 +82,8 @@ def _grid(pairs: list[ClipPair], clips: list[tuple[np.ndarray, np.ndarray]], col
         _caption(page, (x, y), pair.prompt, width)
     frames = max(len(clip) for pair in clips for clip in pair)
     movie = np.repeat(np.asarray(page)[None], frames, axis=0)
-    for (x, y), pair in zip(corners, clips, strict=True):
-        for side, clip in enumerate(pair):
+    for (x, y), sides in zip(corners, clips, strict=True):
+        for side, clip in enumerate(sides):
             left, top = x + side * (width + GAP), y + 2 * LINE
             shown = clip[np.minimum(np.arange(frames), len(clip) - 1)]
             movie[:, top : top + clip.shape[1], left : left + clip.shape[2]] = shown

@@ -65,7 +65,7 @@ def fit(modules: Iterable[nn.Module], loss: Callable[[int], Tensor], config: Fit
         if not torch.isfinite(value):
             raise NonFiniteError(f"training {name}: the loss at step {step} is {value.item()}; lower the learning rate")
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimiser.step()
         if averaged:

@@ -63,7 +63,8 @@ def encode_captions(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFas
     """Captions to [N, TEXT_LENGTH, 64], zero after the end token, as ``WanPipeline`` does it."""
     tokens = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     hidden: Tensor = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-    return hidden * tokens.attention_mask[..., None].to(hidden.dtype)
+    mask: Tensor = tokens.attention_mask
+    return hidden * mask[..., None].to(hidden.dtype)
 
 
 @torch.no_grad()
@@ -102,7 +103,8 @@ def train_transformer(
         noise = torch.randn(x0.shape, generator=random)
         with torch.autocast("cpu", torch.bfloat16):
             states = encode_captions(encoder, tokenizer, text)
-            output = transformer((1 - sigma) * x0 + sigma * noise, sigma.flatten() * 1000, states, return_dict=False)[0]
+            x = (1 - sigma) * x0 + sigma * noise
+            output: Tensor = transformer(x, sigma.flatten() * 1000, states, return_dict=False)[0]
         return (output.float() - (noise - x0)).square().mean()
 
     config = FitConfig(steps=steps, lr=1e-3, warmup=100, average=0.998)

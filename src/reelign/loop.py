@@ -53,6 +53,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
+        torch.manual_seed(config.seed)  # for rewards that draw from torch's own source; nothing in reelign does
         self.config = config
         self.folder = RunFolder(Path(config.output).expanduser())
         prompts = load_prompts(config.prompts.source)

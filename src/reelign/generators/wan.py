@@ -102,7 +102,7 @@ class WanGenerator:
             self._prepare(expert)
 
     def _prepare(self, expert: nn.Module) -> None:
-        expert.to(self.device, torch.float32 if self.options.train_all else self._dtype)
+        expert.to(self.device)
         if self.options.train_all:
             expert.requires_grad_(True)
         elif self.options.lora is not None:
@@ -232,7 +232,7 @@ class WanGenerator:
                 expert.enable_adapters()  # type: ignore[operator]
 
     def save(self, folder: str) -> None:
-        """Write adapters for ``pipe.load_lora_weights``, the second expert's in ``transformer_2/``; or whole weights."""
+        """Write adapters for ``pipe.load_lora_weights``, the second's in ``transformer_2/``; or whole weights."""
         for index, expert in enumerate(self.experts()):
             part = Path(folder) / ("transformer_2" if index else ".")
             if self.options.train_all:
@@ -287,13 +287,15 @@ def load_wan(**options: Any) -> WanGenerator:
     """
     chosen = WanOptions(**options)
     source = resolve_model(chosen.model)
+    dtype = getattr(torch, chosen.dtype)
+    # The decoder loses detail in half precision; what is trained whole keeps full precision.
+    trained = torch.float32 if chosen.train_all else dtype
+    dtypes = {"transformer": trained, "transformer_2": trained, "text_encoder": dtype, "default": torch.float32}
     try:
-        pipeline = WanPipeline.from_pretrained(source, dtype=torch.float32 if chosen.dtype == "float32" else None)
+        pipeline = WanPipeline.from_pretrained(source, dtype=dtypes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"no Wan pipeline could be loaded from {chosen.model!r}: {str(error).splitlines()[0]}"
         ) from error
-    pipeline.vae.to(torch.float32)  # Wan's decoder loses detail in half precision
-    pipeline.text_encoder.to(torch.float32 if chosen.dtype == "float32" else getattr(torch, chosen.dtype))
     native = Path(source) / "reelign.json"
     return WanGenerator(pipeline, chosen, json.loads(native.read_text()) if native.is_file() else None)

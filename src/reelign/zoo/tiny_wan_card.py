@@ -26,7 +26,7 @@ def measure(generator: WanGenerator) -> dict[str, float]:
     right = agreement(torch.cat(videos), specs)
     drawn, truth, _ = MovingShapes().batch(128, torch.Generator().manual_seed(4))
     with torch.no_grad():
-        restored = torch.cat([generator.decode(generator.encode_video(part)) for part in drawn.split(16)])
+        restored = torch.cat([generator.decode(generator.encode_video(part)) for part in torch.split(drawn, 16)])
     kept = agreement(restored, truth)
     return {
         **{name: float(values.mean()) for name, values in right.items()},

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from reelign.errors import RunFolderError, UnknownNameError
-from reelign.zoo.models import ZOO, zoo_folder
+from reelign.zoo.models import ZOO, packaged_folder
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def train_zoo(name: str, out: Path | None = None, scale: float = 1.0) -> Path:
     }
     if name not in trainers:
         raise UnknownNameError("zoo checkpoint", name, ZOO)
-    folder = out or zoo_folder(name)
+    folder = out or packaged_folder(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

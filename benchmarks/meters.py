@@ -106,9 +106,9 @@ class _Kept:
 class Passes:
     """How often the denoising network and the decoder ran since ``reset``.
 
-    ``calls`` and ``rows`` count passes of the network and their batch rows; ``block_rows`` divided by the number of blocks
-    counts rows with what checkpointed blocks run again. ``latents`` and ``frames`` are what the decoder decoded of each
-    clip, without what it decodes again.
+    ``calls`` and ``rows`` count passes of the network and their batch rows; ``block_rows`` divided by the number of
+    blocks counts rows with what checkpointed blocks run again. ``latents`` and ``frames`` are the decoder's, over all
+    calls, without what it decodes again; a call decodes them of each clip in its batch.
     """
 
     def __init__(self, transformer: nn.Module, vae: nn.Module) -> None:

@@ -40,15 +40,31 @@ from reelign.rewards.weighted import Term, WeightedReward
 GUIDANCE = 3.0
 FLAT_STEPS = (5, 10, 25, 50)
 CHECKPOINTED = {"gradient_checkpointing": True, "decode_checkpointing": True}
-REELIGN: dict[str, dict[str, Any]] = {
-    "reelign": {},
-    "reelign checkpointed": CHECKPOINTED,
-    "reelign bf16": {"dtype": "bfloat16"},
-    "reelign bf16 checkpointed": {"dtype": "bfloat16", **CHECKPOINTED},
+HALF = {"dtype": "bfloat16"}
+# name: options of the generator, whether every clip is a micro-batch of its own
+OURS: dict[str, tuple[dict[str, Any], bool]] = {
+    "reelign": ({}, False),
+    "reelign checkpointed": (CHECKPOINTED, False),
+    "reelign micro-batch 1": ({}, True),
+    "reelign checkpointed, micro-batch 1": (CHECKPOINTED, True),
+    "reelign bf16": (HALF, False),
+    "reelign bf16 checkpointed": ({**HALF, **CHECKPOINTED}, False),
 }
-COMPILED: dict[str, dict[str, Any]] = {
-    "reelign compiled": {"compile": True},
-    "reelign bf16 compiled": {"dtype": "bfloat16", "compile": True},
+COMPILED: dict[str, tuple[dict[str, Any], bool]] = {
+    "reelign compiled": ({"compile": True}, False),
+    "reelign bf16 compiled": ({**HALF, "compile": True}, False),
+}
+# name: which, whether blocks are checkpointed, whether every clip is a micro-batch of its own, further arguments
+THEIRS: dict[str, tuple[Any, bool, bool, dict[str, int]]] = {
+    "VADER": (Vader, False, False, {}),
+    "VADER checkpointed": (Vader, True, False, {}),
+    "VADER checkpointed, micro-batch 1": (Vader, True, True, {}),  # as its script has it
+    "InstructVideo": (InstructVideo, False, False, {}),
+    "VideoX-Fun last": (VideoXFun, False, False, {}),
+    "VideoX-Fun last, checkpointed": (VideoXFun, True, False, {}),
+    "VideoX-Fun last, 3 latents": (VideoXFun, False, False, {"latents": 3}),  # its defaults
+    "VideoX-Fun tail 5": (VideoXFun, False, False, {"gradient_steps": 5}),
+    "VideoX-Fun tail 5, checkpointed": (VideoXFun, True, False, {"gradient_steps": 5}),  # as its script has it
 }
 
 
@@ -77,13 +93,13 @@ class Row:
     Args:
         name: how tables call it.
         generator, reward: its own.
-        step: what makes the loss.
+        steps: makers of a loss, one for each micro-batch, all of the same size.
     """
 
-    def __init__(self, name: str, generator: WanGenerator, reward: ClipSimilarity, step: Any) -> None:
+    def __init__(self, name: str, generator: WanGenerator, reward: ClipSimilarity, steps: Sequence[Any]) -> None:
         self.name = name
         self.generator = generator
-        self.step = step
+        self.steps = steps
         self.networks: list[nn.Module] = [generator.pipeline.transformer, generator.pipeline.vae, reward.model]
         self.parameters = list(generator.trainable().values())
 
@@ -93,44 +109,51 @@ class Row:
             network.zero_grad(set_to_none=True)
         gc.collect()
 
+    def run(self) -> None:
+        """One step."""
+        for step in self.steps:
+            (step.loss() / len(self.steps)).backward()
+
     def times(self) -> tuple[float, float, float]:
         """Seconds forward, backward, and of the processor in both, of one step."""
         self.clear()
         _wait(self.generator)
-        start, busy = time.perf_counter(), time.process_time()
-        loss = self.step.loss()
-        _wait(self.generator)
-        middle = time.perf_counter()
-        loss.backward()
-        _wait(self.generator)
-        return middle - start, time.perf_counter() - middle, time.process_time() - busy
+        forward = backward = 0.0
+        busy = time.process_time()
+        for step in self.steps:
+            start = time.perf_counter()
+            loss = step.loss() / len(self.steps)
+            _wait(self.generator)
+            middle = time.perf_counter()
+            loss.backward()
+            _wait(self.generator)
+            forward, backward = forward + middle - start, backward + time.perf_counter() - middle
+        return forward, backward, time.process_time() - busy
 
     def gradient(self) -> Tensor:
         """All the adapter's gradients as one vector, float64."""
         return torch.cat([parameter.grad.flatten().double().cpu() for parameter in self.parameters])  # type: ignore[union-attr]
 
-    def peak(self, backward: bool = True) -> int:
+    def peak(self) -> int:
         """Peak of bytes alive above rest in one step."""
         self.clear()
         with peak_bytes(self.generator.device) as peak:
-            loss = self.step.loss()
-            if backward:
-                loss.backward()
+            self.run()
             return peak()
 
     def saved(self) -> int:
-        """Bytes the graph keeps at the end of the forward pass."""
+        """Bytes the graph of one micro-batch keeps at the end of its forward pass."""
         self.clear()
-        meter = SavedBytes(self.networks)
-        own = getattr(self.step, "offload", None)
+        meter, step = SavedBytes(self.networks), self.steps[0]
+        own = getattr(step, "offload", None)
         if own is not None:
-            self.step.offload = meter.hooks
+            step.offload = meter.hooks
         with meter.hooks():
-            loss = self.step.loss()
+            loss = step.loss()
         kept = meter.now
         del loss
         if own is not None:
-            self.step.offload = own
+            step.offload = own
         return kept
 
     def counts(self) -> dict[str, float]:
@@ -138,9 +161,11 @@ class Row:
         self.clear()
         passes = Passes(self.generator.pipeline.transformer, self.generator.pipeline.vae)
         try:
-            loss = self.step.loss()
-            passes.backward = True
-            loss.backward()
+            for step in self.steps:
+                passes.backward = False
+                loss = step.loss() / len(self.steps)
+                passes.backward = True
+                loss.backward()
         finally:
             passes.close()
         counts = passes.counts
@@ -155,34 +180,33 @@ class Row:
 
 def build_rows(model: Model, rewards: Callable[[bool], ClipSimilarity], args: argparse.Namespace) -> list[Row]:
     """Every row of the table for one model; see the module's docstring."""
-    request, noise = Request(PROMPTS[: args.batch]), model.noise(args.batch)
-    frozen = rewards(True)
-    rows = []
-    for name, options in {**REELIGN, **(COMPILED if args.compile else {})}.items():
+    noise, frozen, rows = model.noise(args.batch), rewards(True), []
+    ours = {**OURS, **(COMPILED if args.compile else {})}
+    for name, (options, single) in ours.items():
         if wanted(name, args):
             generator = model.generator(**options)
-            rows.append(Row(name, generator, frozen, Ours(generator, frozen, request, noise, args.steps, args.frame)))
-    baselines: dict[str, tuple[type, bool, bool, dict[str, int]]] = {
-        "VADER": (Vader, False, False, {"frame": args.frame}),
-        "VADER checkpointed": (Vader, True, False, {"frame": args.frame}),
-        "InstructVideo": (InstructVideo, False, False, {}),
-        "VideoX-Fun last": (VideoXFun, False, True, {}),
-        "VideoX-Fun last checkpointed": (VideoXFun, True, True, {}),
-        "VideoX-Fun defaults (3 latents)": (VideoXFun, False, True, {"latents": 3}),
-        "VideoX-Fun tail 5": (VideoXFun, False, True, {"gradient_steps": 5}),
-        "VideoX-Fun script (tail 5, checkpointed)": (VideoXFun, True, True, {"gradient_steps": 5}),
-    }
-    for name, (kind, checkpointing, is_frozen, extra) in baselines.items():
+            parts = split(noise, single)
+            steps = [Ours(generator, frozen, Request(p), x, args.steps, args.frame) for p, x in parts]
+            rows.append(Row(name, generator, frozen, steps))
+    for name, (kind, checkpointing, single, extra) in THEIRS.items():
         if wanted(name, args):
-            generator, reward = model.generator(gradient_checkpointing=checkpointing), rewards(is_frozen)
-            step = kind(generator, reward, request.prompts, noise, args.steps, GUIDANCE, **extra)
-            rows.append(Row(name, generator, reward, step))
+            generator, reward = model.generator(gradient_checkpointing=checkpointing), rewards(kind is VideoXFun)
+            more = {"frame": args.frame, **extra} if kind is Vader else extra
+            parts = split(noise, single)
+            steps = [kind(generator, reward, p, x, args.steps, GUIDANCE, **more) for p, x in parts]
+            rows.append(Row(name, generator, reward, steps))
     return rows
+
+
+def split(noise: Tensor, single: bool) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Prompts and noise of each micro-batch: of one clip, or of all."""
+    size = 1 if single else len(noise)
+    return [(PROMPTS[i : i + size], noise[i : i + size]) for i in range(0, len(noise), size)]
 
 
 def wanted(name: str, args: argparse.Namespace) -> bool:
     """Whether ``--rows`` names this row, or nothing."""
-    return not args.rows or name in args.rows.split(",") or name == "VADER"
+    return not args.rows or name in args.rows.split(";") or name == "VADER"
 
 
 def measure(rows: Sequence[Row], repeats: int) -> list[dict[str, Any]]:
@@ -218,17 +242,17 @@ def flatness(model: Model, reward: ClipSimilarity, args: argparse.Namespace) -> 
     request, noise = Request(PROMPTS[: args.batch]), model.noise(args.batch)
     peaks: dict[str, dict[str, int]] = {}
     for name in ("reelign", "reelign checkpointed"):
-        generator = model.generator(**REELIGN[name])
+        generator = model.generator(**OURS[name][0])
         for steps in FLAT_STEPS:
-            row = Row(name, generator, reward, Ours(generator, reward, request, noise, steps, args.frame))
+            row = Row(name, generator, reward, [Ours(generator, reward, request, noise, steps, args.frame)])
             peaks.setdefault(name, {})[str(steps)] = row.peak()
     return peaks
 
 
-def run_model(name: str, folder: Path, device: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All measurements for one model."""
-    model = load_model(name, device)
-    parameters = sum(p.numel() for p in model.pipeline.transformer.parameters())
+def run_model(model: Model, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements for one model, with the reward in ``folder``."""
+    name, device = model.name, model.device
+    parameters = model.generator(lora=None).parameter_count()
     print(f"{name}: transformer of {parameters / 1e6:.1f} M parameters, {model.weights}", flush=True)
     rows = build_rows(model, lambda frozen: load_reward(folder, device, frozen), args)
     results = measure(rows, args.repeats)
@@ -254,7 +278,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frame", type=int, default=0, help="the rewarded frame")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="add rows with torch.compile")
-    parser.add_argument("--rows", default="", help="comma-separated names; VADER is always there")
+    parser.add_argument("--rows", default="", help="names between semicolons; VADER is always there")
     parser.add_argument("--no-flat", action="store_true", help="skip the chains of other lengths")
     parser.add_argument("--quick", action="store_true", help="tiny only, 3 steps, once")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reward_gradient_step.json"))
@@ -271,7 +295,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         folder, reward = reward_source(Path(temporary))
-        models = [run_model(name, folder, args.device, args) for name in args.models.split(",")]
+        loaded = [load_model(name, args.device, Path(temporary)) for name in args.models.split(",")]
+        models = [run_model(model, folder, args) for model in loaded]
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     record = {"environment": environment(args.device), "settings": settings, "reward": reward, "models": models}
     show(record)

@@ -426,6 +426,26 @@ class TestZooTraining:
         seen = tiny_clip.seen_colour(video[:, 3])
         torch.testing.assert_close(seen, torch.tensor([[0.18, 0.80, 0.86], [0.60, 0.22, 0.78]]))
 
+    def test_visible_track_by_hand(self) -> None:
+        video = torch.zeros(1, 2, 3, 64, 64)
+        video[0, :, 0, 16:32, 32:48] = 0.8  # a square of side 16 whose centre is at (40, 24)
+        video[0, 1] = video[0, 0].flip(-1)
+        track = tiny_videomae.visible_track(video)[0]
+        area = 4 * (math.log((16 / 32) ** 2) + 1.2)
+        square = 90 * -1 / 60  # c_3 of a square is 0, c_4 of an upright one −1/60
+        expected = torch.tensor([3 * 0.25, 3 * -0.25, area, 0.0, 0.0, square, 0.0, 2 * 0.3, 2 * -0.5, 2 * -0.5])
+        torch.testing.assert_close(track[0], expected, atol=0.02, rtol=0)
+        torch.testing.assert_close(track[1, :2], torch.tensor([-0.75, -0.75]), atol=1e-5, rtol=0)
+
+    def test_a_turning_triangle_turns_its_third_moment(self) -> None:
+        data = MovingShapes(frames=9)
+        video = data.render([ShapeSpec("triangle", "red", "rotating clockwise")], torch.Generator().manual_seed(0))
+        moment = torch.view_as_complex(tiny_videomae.visible_track(video)[0, :, 3:5].contiguous())
+        angle = (moment[1:] * moment[:-1].conj()).angle().sum() / 3
+        assert (
+            0.8 * math.pi - 0.1 < angle < 1.2 * math.pi + 0.1
+        )  # clockwise on the screen, by the drawn half turn or so
+
     def test_degraded_clips_stay_clips(self) -> None:
         video = clips().video
         again = [roughen(tint(video, g), g) for g in (torch.Generator().manual_seed(1) for _ in range(2))]

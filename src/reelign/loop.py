@@ -56,6 +56,7 @@ class Run:
         torch.manual_seed(config.seed)  # for rewards that draw from torch's own source; nothing in reelign does
         self.config = config
         self.folder = RunFolder(Path(config.output).expanduser())
+        self.folder.check(resume)
         prompts = load_prompts(config.prompts.source)
         self.prompts: PromptSplit = split_prompts(prompts, config.prompts.held_out, config.prompts.seed)
         measures = build_measures(config.evaluation.measures)
@@ -79,7 +80,7 @@ class Run:
             batch=config.evaluation.batch,
             save_clips=config.evaluation.save_clips,
         )
-        self.folder.create(resume)
+        self.folder.create()
         if resume:
             self._restore()
         else:

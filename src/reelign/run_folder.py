@@ -34,8 +34,8 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
-    def create(self, resume: bool) -> None:
-        """Make the folder, or take up an existing one.
+    def check(self, resume: bool) -> None:
+        """See, without touching anything, whether ``create`` will succeed: models take long to load.
 
         Raises:
             RunFolderError: it holds a run and ``resume`` is false, it holds none and ``resume`` is true, or it cannot
@@ -46,6 +46,16 @@ class RunFolder:
             raise RunFolderError(f"{self.path} already holds a run: add --resume, or choose another output")
         if resume and not exists:
             raise RunFolderError(f"{self.path} holds no run to resume: leave out --resume")
+        nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise RunFolderError(f"the output folder {self.path} cannot be written: see {nearest}")
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"

@@ -232,8 +232,8 @@ class _Tracks:
             return torch.tensor([[float(s.motion in motions)] for s in specs])
 
         grow, shrink = flag("growing"), flag("shrinking")
-        small, large = uniform(0.075, 0.095), uniform(0.175, 0.20)
-        radius = uniform(0.11, 0.16).expand(-1, frames)
+        small, large = uniform(0.085, 0.105), uniform(0.19, 0.22)
+        radius = uniform(0.13, 0.18).expand(-1, frames)
         radius = torch.where(grow > 0, small + (large - small) * time, radius)
         radius = torch.where(shrink > 0, large + (small - large) * time, radius)
 

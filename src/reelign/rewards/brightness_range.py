@@ -52,7 +52,7 @@ class BrightnessRange:
             name="brightness_range",
             summary=f"One minus how far the luma of the pixels lies outside [{low}, {high}].",
             range=(0.0, 1.0),
-            golden=0.994749 if (low, high) == (0.05, 0.9) else None,
+            golden=0.992996 if (low, high) == (0.05, 0.9) else None,
         )
 
     def __call__(self, batch: VideoBatch) -> Tensor:

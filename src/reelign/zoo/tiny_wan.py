@@ -27,7 +27,7 @@ from reelign.zoo.words import vocabulary, word_tokenizer
 log = logging.getLogger(__name__)
 
 STEPS = 4500
-CLIPS = 16384
+CLIPS = 10240
 CAPTION_NOISE = (0.40, 0.05, 0.02)  # colour, shape, motion
 TEXT_LENGTH = 12
 TEXT_DROPOUT = 0.1  # share of empty captions, for guidance

@@ -1,4 +1,4 @@
-"""A generator whose network is linear, so that every chain and gradient has an exact answer."""
+"""A generator whose network is linear, so that every chain and gradient has an exact answer; bent on request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LinearGenerator(nn.Module):
         super().__init__()
         self.w, self.u, self.v = nn.Parameter(w), nn.Parameter(u), nn.Parameter(v)
         self.path, self.shape, self.fps, self.calls = path, tuple(shape), 8.0, 0
-        self.use_adapter = True
+        self.use_adapter, self.bent = True, False
 
     def latent_shape(self) -> tuple[int, ...]:
         return self.shape
@@ -34,7 +34,8 @@ class LinearGenerator(nn.Module):
         self.calls += 1
         w = self.w if self.use_adapter else self.w.detach() * 0
         out = torch.einsum("oc,bcfhw->bofhw", w, x) + (t / 1000) * self.u.view(1, -1, 1, 1, 1)
-        return out + torch.einsum("ok,bk->bo", self.v, condition.positive["y"]).view(len(x), -1, 1, 1, 1)
+        out = out + torch.einsum("ok,bk->bo", self.v, condition.positive["y"]).view(len(x), -1, 1, 1, 1)
+        return 2 * torch.sin(out) if self.bent else out
 
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         video = torch.sigmoid(x[:, :3].transpose(1, 2)).float()

@@ -14,7 +14,10 @@ from rich.table import Table
 console = Console()
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    gif: Annotated[Path | None, typer.Option(help="Also write a GIF of before and after.")] = None,
+) -> None:
     """Write report.html and summary.json: what changed on held-out prompts, with intervals and clips."""
     from reelign.report.page import build_report, compared_measures
 
@@ -27,4 +30,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     console.print(table)
     for warning in summary["warnings"]:
         console.print(f"[yellow]{escape(warning)}[/]")
+    if gif is not None:
+        from reelign.plots.grids import before_after_gif
+
+        before_after_gif(run, gif)
     console.print(f"{escape(str(page))}", soft_wrap=True)

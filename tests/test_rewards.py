@@ -24,7 +24,7 @@ from reelign.rewards.preprocess import preprocess_for, resize, resize_and_crop
 from reelign.rewards.temporal_smoothness import TemporalSmoothness
 from reelign.rewards.video_action import VideoAction
 from reelign.rewards.weighted import Term, WeightedReward, loss_form
-from reelign.zoo import models, tiny_clip, tiny_videomae
+from reelign.zoo import helper, models, tiny_clip, tiny_videomae
 from reelign.zoo.degrade import roughen, tint
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from reelign.zoo.words import word_tokenizer
@@ -430,17 +430,44 @@ class TestZooTraining:
         video = torch.zeros(1, 2, 3, 64, 64)
         video[0, :, 0, 16:32, 32:48] = 0.8  # a square of side 16 whose centre is at (40, 24)
         video[0, 1] = video[0, 0].flip(-1)
-        track = tiny_videomae.visible_track(video)[0]
+        track = helper.visible_track(video)[0]
         area = 4 * (math.log((16 / 32) ** 2) + 1.2)
         square = 90 * -1 / 60  # c_3 of a square is 0, c_4 of an upright one −1/60
         expected = torch.tensor([3 * 0.25, 3 * -0.25, area, 0.0, 0.0, square, 0.0, 2 * 0.3, 2 * -0.5, 2 * -0.5])
         torch.testing.assert_close(track[0], expected, atol=0.02, rtol=0)
         torch.testing.assert_close(track[1, :2], torch.tensor([-0.75, -0.75]), atol=1e-5, rtol=0)
 
+    def test_tubes_follow_the_models_tokens(self) -> None:
+        planes = torch.arange(4 * 8 * 8.0).view(1, 4, 8, 8)
+        cut = helper.tubes(planes, (2, 4, 2))
+        assert cut.shape == (1, 2 * 2 * 4, 16)
+        assert cut[0, 5].view(2, 4, 2)[0, 0].tolist() == [
+            34.0,
+            35.0,
+        ]  # first moment, second row of patches, second column
+        embed = tiny_videomae.build_videomae().videomae.embeddings.patch_embeddings
+        video = torch.zeros(1, 16, 3, 64, 64)
+        video[0, 5, :, 40, 30] = 1.0
+        moved = (embed(video) - embed(torch.zeros_like(video))).abs().sum(-1)[0]
+        lit = helper.tubes(video[:, :, 0], (tiny_videomae.TUBELET, *tiny_videomae.PATCH))[0].sum(-1)
+        assert moved.nonzero().tolist() == lit.nonzero().tolist() == [[2 * 16 + 8 + 3]]
+
+    def test_helper_adds_masks_and_tracks(self) -> None:
+        video = MovingShapes(frames=2).batch(2, torch.Generator().manual_seed(0))[0]
+        reader = helper.Helper(64, (1, 8, 8))
+        masks = helper.tubes(helper.visible_mask(video), (1, 8, 8))
+        torch.nn.init.eye_(reader.mask.weight)
+        torch.nn.init.zeros_(reader.mask.bias)
+        torch.nn.init.zeros_(reader.track.weight)
+        torch.nn.init.zeros_(reader.track.bias)
+        guess = reader(1000 * (masks - 0.5).sign(), video) - helper.visible_track(video).square().mean()
+        entropy = 10 * torch.nn.functional.binary_cross_entropy_with_logits(1000 * (masks - 0.5).sign(), masks)
+        torch.testing.assert_close(guess, entropy)
+
     def test_a_turning_triangle_turns_its_third_moment(self) -> None:
         data = MovingShapes(frames=9)
         video = data.render([ShapeSpec("triangle", "red", "rotating clockwise")], torch.Generator().manual_seed(0))
-        moment = torch.view_as_complex(tiny_videomae.visible_track(video)[0, :, 3:5].contiguous())
+        moment = torch.view_as_complex(helper.visible_track(video)[0, :, 3:5].contiguous())
         angle = (moment[1:] * moment[:-1].conj()).angle().sum() / 3
         assert (
             0.8 * math.pi - 0.1 < angle < 1.2 * math.pi + 0.1

@@ -1,7 +1,7 @@
 """The measuring instrument for moving shapes: which colour, shape and motion does a clip show?
 
-No weights, nothing learned: a foreground mask by distance from the border's colour, then colour by nearest palette
-entry, shape by rotation-invariant complex moments, motion by the tracks of centre, area, angle and colour. It reads
+No weights, nothing learned: a foreground mask by distance from the border's colour, then colour by its direction in
+RGB, shape by rotation-invariant complex moments, motion by the tracks of centre, area, angle and colour. It reads
 generated clips as well as drawn ones, and serves as the held-out judge of the demo: nothing ever trains on it.
 
 Moments of order n (Flusser, Suk and Zitová, Moments and Moment Invariants, 2009, ch. 2): c_n = Σ w·z^n with
@@ -27,6 +27,7 @@ from reelign.datasets.moving_shapes import COLOURS, PALETTE, STILL, TURNING, Sha
 NOTHING = "nothing"
 CONTRAST = 0.15  # least distance in RGB between a shape and its background
 SYMMETRY = {"triangle": 3, "square": 4}
+DIRECTION = {name: np.array(rgb) / np.linalg.norm(rgb) for name, rgb in PALETTE.items()}
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def interpret(tracks: Tracks) -> Reading:
 
 
 def nearest_colour(rgb: np.ndarray) -> str:
-    """The palette colour nearest to ``rgb`` [3] in [0,1], by Euclidean distance."""
-    return min(COLOURS, key=lambda name: float(np.square(rgb - np.array(PALETTE[name])).sum()))
+    """The palette colour in whose direction ``rgb`` [3] points: a dim red is still red."""
+    return max(COLOURS, key=lambda name: float(rgb @ DIRECTION[name]))
 
 
 def _shape(tracks: Tracks) -> str:

@@ -7,7 +7,8 @@ agree: with u_i the share of each (colour, shape) in frame i and v_j in caption 
     A_ij = u_i·v_j + δ_ij·ε,     normalised over captions for each frame, and over frames for each caption.
 
 u is soft in colour, a softmax of −distance²/2s² to the palette, so the cosine changes gradually from one colour to the
-next, where a hard label would leave plateaus without gradient; and the temperature is held at or above 1/20.
+next, where a hard label would leave plateaus without gradient; and the temperature is held at or above 1/20. Colours
+are learned within a hundred steps; for shapes the image side is trained on ``helper.py`` as well.
 
 Left out: several objects; motion, which a single frame does not show (``zoo:tiny-videomae`` judges that).
 
@@ -31,12 +32,14 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from reelign.datasets.moving_shapes import ALL_MOTIONS, COLOURS, PALETTE, SHAPES, TURNING, MovingShapes, ShapeSpec
 from reelign.zoo.degrade import roughen, tint
 from reelign.zoo.fitting import FitConfig, fit
+from reelign.zoo.helper import Helper
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD, normalise, write_measured
 from reelign.zoo.words import SPECIAL, vocabulary, word_tokenizer
 
 SIZE = 64
+PATCH = 8
 TEXT_LENGTH = 16
-STEPS = 1000
+STEPS = 2000
 LARGEST_SCALE = 20.0  # of the logits, 1/temperature
 COLOUR_SPREAD = 0.12  # s, in units of the RGB range; neighbouring colours are 0.37 apart
 OWN_CAPTION = 0.05  # ε: keeps a target for a frame whose colour no caption of the batch names
@@ -72,7 +75,7 @@ def build_clip() -> CLIPModel:
     }
     vision = {
         "image_size": SIZE,
-        "patch_size": 8,
+        "patch_size": PATCH,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": 4,
@@ -131,27 +134,32 @@ def image_features(model: CLIPModel, frames_N3HW: Tensor) -> Tensor:
 
 
 def train_clip(
-    steps: int = STEPS, lr: float = 1e-3, batch: int = 128, seed: int = 0
+    steps: int = STEPS, lr: float = 1e-3, batch: int = 64, seed: int = 0
 ) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
     """Train on single frames of clean captions; returns the averaged weights, frozen and in evaluation mode."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model, tokenizer = build_clip(), word_tokenizer(TEXT_LENGTH)
+    helper = Helper(model.config.vision_config.hidden_size, (1, PATCH, PATCH))
     data = MovingShapes(frames=4, size=SIZE, motions=ALL_MOTIONS)
 
     def loss(step: int) -> Tensor:
         video, specs, captions = data.batch(batch, random)
         chosen = torch.randint(data.frames, (batch,), generator=random)
-        frames = tint(video[torch.arange(batch), chosen][:, None], random)
-        content = frame_content(seen_colour(frames[:, 0]), specs)
+        clean = video[torch.arange(batch), chosen][:, None]
+        tinted = tint(clean, random)
+        content = frame_content(seen_colour(tinted[:, 0]), specs)
         agreement = content @ caption_content(specs).T + OWN_CAPTION * torch.eye(batch)
-        image = image_features(model, roughen(frames, random)[:, 0])
+        pixels = normalise(roughen(tinted, random)[:, 0], CLIP_MEAN, CLIP_STD)
+        seen = model.vision_model(pixel_values=pixels)
+        image = F.normalize(model.visual_projection(seen.pooler_output), dim=-1)
         text = text_features(model, tokenizer, captions)
         scale = model.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
-        return contrastive_loss(scale * image @ text.T, agreement)
+        helped: Tensor = helper(seen.last_hidden_state[:, 1:], clean)
+        return contrastive_loss(scale * image @ text.T, agreement) + helped
 
-    config = FitConfig(steps=steps, lr=lr, warmup=100, weight_decay=0.05, average=0.99)
-    fit([model], loss, config, "tiny-clip")
+    config = FitConfig(steps=steps, lr=lr, warmup=100, weight_decay=0.05, average=0.995)
+    fit([model, helper], loss, config, "tiny-clip")
     model.logit_scale.data.clamp_(max=math.log(LARGEST_SCALE))
     return model.eval().requires_grad_(False), tokenizer
 

@@ -2,9 +2,8 @@ r"""``zoo:tiny-videomae``: a transformers ``VideoMAEForVideoClassification`` of 
 
 Sixteen of a clip's seventeen frames become 8×2×8 tubes of 2×32×8 pixels, four transformer layers, a mean and a linear
 head over the eleven motions of the data set (Tong et al. 2022, VideoMAE, section 3). In place of its masked
-pre-training, a helper that is thrown away reads from the tokens of each moment where the shape is, how large, which
-way up and in which colour; with the labels alone nothing is learned for hundreds of steps. Smoothed labels keep the
-probability away from 0 and 1, so there is gradient on both sides; half of the clips are tinted, blurred and noisy.
+pre-training stands the helper task of ``helper.py``. Smoothed labels keep the probability away from 0 and 1, so there
+is gradient on both sides; half of the clips are tinted, blurred and noisy.
 
 Patches are tall because VideoMAE numbers them in one sequence and its fastest position wave has a period of 6.3
 patches: columns of 16 pixels, four in a row, are hard to tell apart; columns of 8 pixels, eight in a row, are not.
@@ -24,12 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from reelign.datasets.moving_shapes import ALL_MOTIONS, MovingShapes, ShapeSpec
 from reelign.zoo.degrade import roughen, tint
 from reelign.zoo.fitting import FitConfig, fit
+from reelign.zoo.helper import Helper
 from reelign.zoo.models import IMAGENET_MEAN, IMAGENET_STD, even_indices, normalise, write_measured
 
 SIZE = 64
@@ -39,7 +39,6 @@ PATCH = (32, 8)  # height and width in pixels; see above
 TUBELET = 2
 LABEL_SMOOTHING = 0.05
 TINT = 0.03  # standard deviation of colour shifts in degraded clips, in units of the pixel range
-TRACK_SCALE = (3.0, 3.0, 4.0, 30.0, 90.0, 2.0)  # x, y, log area, c_3, c_4, colour: to a spread near 1
 PREPROCESSOR: dict[str, Any] = {
     "image_processor_type": "VideoMAEImageProcessor",
     "do_resize": True,
@@ -84,38 +83,6 @@ def motion_logits(model: VideoMAEForVideoClassification, video_BTCHW: Tensor) ->
     return logits
 
 
-def visible_track(video_BTCHW: Tensor) -> Tensor:
-    """What each frame of clean clips shows, [B,T,10]: x, y, log area, Re and Im of c_3 and c_4, and colour, scaled.
-
-    x and y run from −1 to 1. c_n = Σ w·z^n/A^(n/2 + 1) are size-free complex moments about the centre, large for a
-    triangle (n = 3) and a square (n = 4), with the angle in their phase (Flusser, Suk and Zitová 2009, chapter 2); the
-    weight w is the distance from the colour of the top left pixel, relative to the largest in the frame.
-    """
-    weight = (video_BTCHW - video_BTCHW[..., :1, :1]).abs().sum(2)
-    weight = weight / weight.amax((2, 3), keepdim=True)
-    side = weight.shape[-1]
-    place = (torch.arange(side) + 0.5) / side * 2 - 1
-    mass = weight.sum((2, 3))
-    x, y = weight.sum(2) @ place / mass, weight.sum(3) @ place / mass
-    z = (place - x[..., None, None]) + 1j * (place[:, None] - y[..., None, None])
-    area = mass * (2 / side) ** 2
-    moments = [(weight * z**n).sum((2, 3)) * (2 / side) ** 2 / area ** (n / 2 + 1) for n in (3, 4)]
-    colour = (video_BTCHW * weight[:, :, None]).sum((3, 4)) / mass[..., None] - 0.5
-    scale = TRACK_SCALE
-    columns = [scale[0] * x, scale[1] * y, scale[2] * (area.log() + 1.2)]
-    columns += [part * factor for c, factor in zip(moments, scale[3:5], strict=True) for part in (c.real, c.imag)]
-    return torch.cat([torch.stack(columns, -1), scale[5] * colour], -1)
-
-
-def track_error(hidden_BND: Tensor, helper: nn.Linear, video_BTCHW: Tensor) -> Tensor:
-    """Mean squared error of what the helper reads from each moment's tokens, against the clean clips' track."""
-    frames = video_BTCHW[:, even_indices(video_BTCHW.shape[1], FRAMES)]
-    moments = FRAMES // TUBELET
-    target = visible_track(frames).view(len(frames), moments, TUBELET, -1).mean(2)
-    seen = helper(hidden_BND.view(len(frames), moments, -1, hidden_BND.shape[-1]).mean(2))
-    return F.mse_loss(seen, target)
-
-
 def motion_targets(specs: Sequence[ShapeSpec]) -> Tensor:
     """Class index [B] of each clip's motion."""
     return torch.tensor([ALL_MOTIONS.index(spec.motion) for spec in specs])
@@ -128,7 +95,7 @@ def train_videomae(
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model = build_videomae()
-    helper = nn.Linear(model.config.hidden_size, 10)
+    helper = Helper(model.config.hidden_size, (TUBELET, *PATCH))
     data = MovingShapes(size=SIZE, motions=ALL_MOTIONS)
 
     def loss(step: int) -> Tensor:
@@ -138,7 +105,9 @@ def train_videomae(
         hidden = model.videomae(prepared(seen)).last_hidden_state
         logits = model.classifier(model.fc_norm(hidden.mean(1)))
         named = F.cross_entropy(logits, motion_targets(specs), label_smoothing=LABEL_SMOOTHING)
-        return named + track_error(hidden, helper, video)
+        clean = video[:, even_indices(data.frames, FRAMES)]
+        helped: Tensor = helper(hidden, clean)
+        return named + helped
 
     config = FitConfig(steps=steps, lr=lr, warmup=100, weight_decay=0.05, average=0.995)
     fit([model, helper], loss, config, "tiny-videomae")

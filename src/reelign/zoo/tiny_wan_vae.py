@@ -97,7 +97,9 @@ def train_phase(
         frames, clips = windows[int(torch.randint(len(windows), (1,), generator=random))]
         rows = torch.randint(len(pool), (clips,), generator=random)
         starts = torch.randint(pool.shape[2] - frames + 1, (clips,), generator=random)
-        window = torch.stack([pool[row, :, s : s + frames] for row, s in zip(rows.tolist(), starts.tolist(), strict=True)])
+        window = torch.stack(
+            [pool[row, :, s : s + frames] for row, s in zip(rows.tolist(), starts.tolist(), strict=True)]
+        )
         unused -= frames * clips
         posterior = vae.encode(window).latent_dist
         reconstruction = vae.decode(posterior.sample(generator=random)).sample

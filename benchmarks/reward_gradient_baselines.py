@@ -57,6 +57,7 @@ class Baseline:
     ) -> None:
         self.pipeline: WanPipeline = generator.pipeline
         self.network: nn.Module = generator.pipeline.transformer
+        self.dtype: torch.dtype = getattr(torch, generator.options.dtype)
         self.text_length = generator.text_length
         self.statistics = generator._latent_statistics(noise)
         self.scheduler = copy.deepcopy(generator.pipeline.scheduler)
@@ -80,8 +81,9 @@ class Baseline:
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """One pass of the network."""
-        output: Tensor = self.network(x, t.expand(len(x)), text, return_dict=False)[0]
-        return output
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output: Tensor = self.network(x, t.expand(len(x)), text.to(x.dtype), return_dict=False)[0]
+        return output.to(x.dtype)
 
     def guided_in_two_passes(self, x: Tensor, t: Tensor, texts: tuple[Tensor, Tensor]) -> Tensor:
         """Guidance, first without the prompt, then with it."""

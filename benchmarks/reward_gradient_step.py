@@ -54,17 +54,19 @@ COMPILED: dict[str, tuple[dict[str, Any], bool]] = {
     "reelign compiled": ({"compile": True}, False),
     "reelign bf16 compiled": ({**HALF, "compile": True}, False),
 }
-# name: which, whether blocks are checkpointed, whether every clip is a micro-batch of its own, further arguments
-THEIRS: dict[str, tuple[Any, bool, bool, dict[str, int]]] = {
-    "VADER": (Vader, False, False, {}),
-    "VADER checkpointed": (Vader, True, False, {}),
-    "VADER checkpointed, micro-batch 1": (Vader, True, True, {}),  # as its script has it
-    "InstructVideo": (InstructVideo, False, False, {}),
-    "VideoX-Fun last": (VideoXFun, False, False, {}),
-    "VideoX-Fun last, checkpointed": (VideoXFun, True, False, {}),
-    "VideoX-Fun last, 3 latents": (VideoXFun, False, False, {"latents": 3}),  # its defaults
-    "VideoX-Fun tail 5": (VideoXFun, False, False, {"gradient_steps": 5}),
-    "VideoX-Fun tail 5, checkpointed": (VideoXFun, True, False, {"gradient_steps": 5}),  # as its script has it
+BLOCKS = {"gradient_checkpointing": True}
+# name: which, options of the generator, whether every clip is a micro-batch of its own, further arguments
+THEIRS: dict[str, tuple[Any, dict[str, Any], bool, dict[str, int]]] = {
+    "VADER": (Vader, {}, False, {}),
+    "VADER checkpointed": (Vader, BLOCKS, False, {}),
+    "VADER checkpointed, micro-batch 1": (Vader, BLOCKS, True, {}),  # as its script has it, but in float32
+    "VADER bf16": (Vader, HALF, False, {}),
+    "InstructVideo": (InstructVideo, {}, False, {}),
+    "VideoX-Fun last": (VideoXFun, {}, False, {}),
+    "VideoX-Fun last, checkpointed": (VideoXFun, BLOCKS, False, {}),
+    "VideoX-Fun last, 3 latents": (VideoXFun, {}, False, {"latents": 3}),  # its defaults
+    "VideoX-Fun tail 5": (VideoXFun, {}, False, {"gradient_steps": 5}),
+    "VideoX-Fun tail 5, checkpointed": (VideoXFun, BLOCKS, False, {"gradient_steps": 5}),  # as its script has it
 }
 
 
@@ -188,9 +190,9 @@ def build_rows(model: Model, rewards: Callable[[bool], ClipSimilarity], args: ar
             parts = split(noise, single)
             steps = [Ours(generator, frozen, Request(p), x, args.steps, args.frame) for p, x in parts]
             rows.append(Row(name, generator, frozen, steps))
-    for name, (kind, checkpointing, single, extra) in THEIRS.items():
+    for name, (kind, options, single, extra) in THEIRS.items():
         if wanted(name, args):
-            generator, reward = model.generator(gradient_checkpointing=checkpointing), rewards(kind is VideoXFun)
+            generator, reward = model.generator(**options), rewards(kind is VideoXFun)
             more = {"frame": args.frame, **extra} if kind is Vader else extra
             parts = split(noise, single)
             steps = [kind(generator, reward, p, x, args.steps, GUIDANCE, **more) for p, x in parts]
@@ -292,6 +294,7 @@ def main() -> None:
     """Measure, show, write."""
     args = parse()
     diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         folder, reward = reward_source(Path(temporary))

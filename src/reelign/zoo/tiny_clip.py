@@ -34,7 +34,7 @@ from reelign.zoo.degrade import roughen, tint
 from reelign.zoo.fitting import FitConfig, fit
 from reelign.zoo.helper import Helper
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD, normalise, write_measured
-from reelign.zoo.words import SPECIAL, vocabulary, word_tokenizer
+from reelign.zoo.words import SPECIAL, name_tokenizer_for_every_version, vocabulary, word_tokenizer
 
 SIZE = 64
 PATCH = 8
@@ -215,15 +215,9 @@ def save(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast, mea
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _name_tokenizer_for_every_version(folder / "tokenizer_config.json")
+    name_tokenizer_for_every_version(folder / "tokenizer_config.json")
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n", encoding="utf-8")
     write_measured(folder, measured, card(measured))
-
-
-def _name_tokenizer_for_every_version(file: Path) -> None:
-    """transformers 5 writes a class name that 4 does not know; both know this one."""
-    config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def card(measured: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class LinearGenerator(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"w": self.w, "u": self.u, "v": self.v}
+
+    def merged(self):
+        return nullcontext()
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from linear_generator import LinearGenerator
@@ -62,6 +64,7 @@ def test_chain_samples_a_gaussian_exactly(eta, random):
 
     class Exact:
         path = DiscretePath(scaled_linear_alphas())
+        merged = staticmethod(nullcontext)
 
         def predict(self, x, t, condition):
             alpha, sigma = self.path.alphas_cumprod[int(t)].sqrt(), (1 - self.path.alphas_cumprod[int(t)]).sqrt()

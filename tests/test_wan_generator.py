@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
@@ -191,3 +193,31 @@ def test_bad_input_is_one_clear_line(folder, tmp_path):
     assert not plain.trainable()
     with pytest.raises(ContractError, match="no reference generator"), plain.reference():
         pass
+
+
+def test_folding_the_adapter_changes_no_value_and_gives_the_weights_back(random_wan_folder):
+    generator = load_wan(model=str(random_wan_folder), height=32, width=32, frames=5, device="cpu")
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in generator.trainable().values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+    before = {name: p.detach().clone() for name, p in generator.experts()[0].named_parameters()}
+    condition = generator.encode(Request(("a cat",)))
+    x, t = torch.randn(1, *generator.latent_shape(), generator=random), torch.tensor(400.0)
+    with torch.no_grad():
+        plain = generator.predict(x, t, condition)
+        with generator.reference():
+            base = generator.predict(x, t, condition)
+            with generator.merged():
+                assert torch.equal(generator.predict(x, t, condition), base)
+        with generator.merged():
+            folded = generator.predict(x, t, condition)
+            kinds = [m for m in generator.experts()[0].modules() if getattr(m, "disable_adapters", None) is True]
+            assert kinds  # the adapter's own layers are passed over
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(base, plain, atol=1e-2)
+        assert torch.equal(generator.predict(x, t, condition), plain)
+    for name, parameter in generator.experts()[0].named_parameters():
+        assert torch.equal(parameter, before[name])
+    half = load_wan(model=str(random_wan_folder), height=32, width=32, frames=5, device="cpu", dtype="bfloat16")
+    assert isinstance(half.merged(), nullcontext)

@@ -199,6 +199,10 @@ class Generator(Protocol):
         """Every parameter that training may change, by name."""
         ...
 
+    def merged(self) -> AbstractContextManager[None]:
+        """A context for passes without gradient: the adapter may be folded into the weights, values stay."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the adapter is off and the generator is the one training started from."""
         ...

@@ -12,6 +12,8 @@ Left out: multistep solvers.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -55,8 +57,9 @@ def chain(
 ) -> Tensor:
     """Run a chain from ``x`` at the start of ``schedule`` to its end.
 
-    The network runs under ``no_grad`` except in ``options.gradient_steps``. Between and after those, the latent still
-    carries gradient through the step itself, which is linear, with the prediction a constant (VADER, algorithm 1).
+    The network runs under ``no_grad``, with its adapter folded into the weights, except in ``options.gradient_steps``.
+    Between and after those, the latent still carries gradient through the step itself, which is linear, with the
+    prediction a constant (VADER, algorithm 1).
 
     Args:
         x: [B,…] float32 or float64.
@@ -64,16 +67,22 @@ def chain(
         random: source of fresh noise; needed where ``options.eta`` is above 0.
     """
     schedule = schedule.to(x)
-    for i in range(len(schedule)):
-        live = i in options.gradient_steps
+    recording = torch.is_grad_enabled()
+
+    def advance(x: Tensor, i: int, live: bool) -> Tensor:
         inside = x.detach() if live and options.detach_input else x
-        with torch.set_grad_enabled(live and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(live):
             output = guided(generator, inside, schedule.t[i], condition, options.guidance_scale)
         if live and options.observe is not None:
             options.observe(i, x, output)
         x0, eps = endpoints(generator.path.prediction, output, x, schedule.alpha[i], schedule.sigma[i])
         noise = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device) if options.eta > 0 else None
-        x = step(x0, eps, schedule, i, options.eta, noise)
+        return step(x0, eps, schedule, i, options.eta, noise)
+
+    for live, indices in groupby(range(len(schedule)), lambda i: recording and i in options.gradient_steps):
+        with nullcontext() if live else generator.merged():
+            for i in indices:
+                x = advance(x, i, live)
     return x
 
 

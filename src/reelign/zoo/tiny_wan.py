@@ -87,7 +87,7 @@ def encode_clips(
 
 
 def train_transformer(
-    vae: AutoencoderKLWan, steps: int = STEPS, batch: int = 48, clips: int = CLIPS, seed: int = 0
+    vae: AutoencoderKLWan, steps: int = STEPS, batch: int = 48, clips: int = CLIPS, seed: int = 0, lr: float = 1e-3
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, PreTrainedTokenizerFast]:
     """Flow matching on cached latents; returns the averaged weights, frozen and in evaluation mode."""
     torch.manual_seed(seed)
@@ -109,7 +109,7 @@ def train_transformer(
             output: Tensor = transformer(x, sigma.flatten() * 1000, states, return_dict=False)[0]
         return (output.float() - (noise - x0)).square().mean()
 
-    config = FitConfig(steps=steps, lr=1e-3, warmup=100, average=0.998)
+    config = FitConfig(steps=steps, lr=lr, warmup=100, average=0.998)
     fit([transformer, encoder], loss, config, "tiny-wan transformer")
     return transformer.eval().requires_grad_(False), encoder.eval().requires_grad_(False), tokenizer
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -57,7 +59,7 @@ def adapter_has_no_effect(generator: WanGenerator) -> Finding:
 
 @torch.no_grad()
 def sampler_parity(generator: WanGenerator) -> Finding:
-    """reelign's chain equals the library's pipeline with its Euler scheduler, at equal noise, to 1e-4."""
+    """reelign's chain equals the library's pipeline with Euler steps on its grid, at equal noise, to 1e-4."""
     prompt = "a red circle moving left"
     condition = generator.encode(Request((prompt,)))
     x = seeded_noise(generator.latent_shape(), [0], generator.device)
@@ -67,11 +69,20 @@ def sampler_parity(generator: WanGenerator) -> Finding:
     return Finding("sampler equals diffusers' pipeline", difference <= 1e-4, f"relative difference {difference:.1e}")
 
 
+class WanGrid(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """diffusers' Euler steps on the grid that Wan's own scheduler has; see ``FlowPath.schedule``."""
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | None = None, **kwargs: Any) -> None:
+        """σ from 1 to 1/1000 in equal parts without the last; the base class shifts them."""
+        grid = np.linspace(1, 1 / self.config.num_train_timesteps, num_inference_steps + 1)[:-1]
+        super().set_timesteps(sigmas=grid.tolist(), device=device)
+
+
 def pipeline_latents(generator: WanGenerator, prompts: list[str], noise: torch.Tensor) -> torch.Tensor:
-    """What ``WanPipeline`` itself makes of this noise, with the Euler scheduler of the model's shift."""
+    """What ``WanPipeline`` itself makes of this noise, with Euler steps on Wan's grid."""
     pipeline = generator.pipeline
     kept = pipeline.scheduler
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=generator.path.shift)
+    pipeline.scheduler = WanGrid(shift=generator.path.shift)
     pipeline.set_progress_bar_config(disable=True)
     _, _, height, width = generator.latent_shape()
     space = pipeline.vae.config.scale_factor_spatial

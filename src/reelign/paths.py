@@ -74,11 +74,15 @@ class FlowPath:
         return "flow"
 
     def schedule(self, steps: int) -> Schedule:
-        """The grid of diffusers' ``FlowMatchEulerDiscreteScheduler``: from 1 to the shifted 1/1000, shifted, then 0."""
+        """Wan's own grid: σ from 1 to 1/1000 in S + 1 equal parts without the last, shifted, then 0.
+
+        That of diffusers' ``UniPCMultistepScheduler`` with flow sigmas, which Wan ships with. (The grid of
+        ``FlowMatchEulerDiscreteScheduler`` ends at 1/1000, so that its last step does nothing: a gradient of the last
+        step alone is then as good as none.)
+        """
         if steps < 1:
             raise ConfigError(f"a chain has at least 1 step; got {steps}")
-        least = shift_sigma(torch.tensor(1 / self.train_steps, dtype=torch.float64), self.shift)
-        grid = 1 + (least - 1) * torch.linspace(0, 1, steps, dtype=torch.float64)
+        grid = torch.linspace(1, 1 / self.train_steps, steps + 1, dtype=torch.float64)[:-1]
         sigma = torch.cat([shift_sigma(grid, self.shift), torch.zeros(1, dtype=torch.float64)])
         alpha = 1 - sigma
         return Schedule(sigma[:-1] * self.train_steps, alpha, sigma, ancestral_noise(alpha, sigma))

@@ -19,14 +19,16 @@ from typing import Any, Protocol
 import torch
 
 from reelign import checkpoint
+from reelign.algorithms.partial_chain import PartialChain
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.build import build_generator, build_measures, build_weighted_reward
 from reelign.config import RunConfig, dump_config
-from reelign.contracts import Request
+from reelign.datasets.clips import ClipOrder, ClipReader, load_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.distributed import Tracker
-from reelign.errors import NonFiniteError, RunFolderError
+from reelign.errors import DataError, NonFiniteError, RunFolderError
 from reelign.evaluation import Examiner
+from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
 
 log = logging.getLogger(__name__)
@@ -62,13 +64,13 @@ class Run:
         measures = build_measures(config.evaluation.measures)
         reward = build_weighted_reward([r.model_dump() for r in config.rewards])
         self.generator = build_generator(config.generator.model_dump())
-        self.algorithm = RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
-        self.order = PromptOrder(self.prompts.train, config.seed + 1)
+        self.algorithm = self._build_algorithm(reward)
+        self.order = self._build_order()
         self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
         self.step = 0
         self._seconds = 0.0
         self._stop_signal: str | None = None
-        sampling = config.reward_gradient
+        sampling = config.settings
         self.examiner = Examiner(
             prompts=self.prompts.held_out,
             seeds=tuple(config.evaluation.seed + i for i in range(len(self.prompts.held_out))),
@@ -87,18 +89,37 @@ class Run:
             self.folder.write_text("config.yaml", dump_config(config))
             self.folder.write_json("environment.json", environment(str(self.generator.device)))
 
+    def _build_algorithm(self, reward: WeightedReward) -> RewardGradient | PartialChain:
+        config = self.config
+        if config.algorithm == "partial_chain":
+            cache = self.folder.path / "latents"
+            return PartialChain(self.generator, reward, config.partial_chain, config.seed, cache)
+        return RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
+
+    def _build_order(self) -> PromptOrder | ClipOrder:
+        """What each step is asked: prompts, or captioned clips whose captions are not held out."""
+        if self.config.clips is None:
+            return PromptOrder(self.prompts.train, self.config.seed + 1)
+        held_out = set(self.prompts.held_out)
+        clips = [clip for clip in load_clips(self.config.clips.source) if clip.caption not in held_out]
+        if not clips:
+            raise DataError(f"the captions of all clips in {self.config.clips.source} are held out: hold out fewer")
+        height, width = self.generator.picture_size()
+        reader = ClipReader(self.generator.frames(), height, width, self.generator.fps)
+        return ClipOrder(clips, reader, self.config.seed + 1)
+
     def plan(self) -> dict[str, str]:
         """What will happen, for people to read before it does."""
         config, parameters = self.config, self.generator.trainable()
         count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
         terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.algorithm.reward.terms]
-        tail = config.reward_gradient
+        tail = config.settings
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
             "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if config.generator.lora else 'all weights'})",
             "reward": " + ".join(terms),
             "algorithm": f"{config.algorithm}, gradient in {tail.k} of {tail.steps} steps ({tail.mode})",
-            "prompts": f"{len(self.prompts.train)} to train on, {len(self.prompts.held_out)} held out",
+            "prompts": f"{len(self.order)} to train on, {len(self.prompts.held_out)} held out",
             "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
             "output": str(self.folder.path),
         }
@@ -126,9 +147,9 @@ class Run:
         return finished
 
     def _one_step(self) -> dict[str, float]:
-        prompts = self.order.draw(self.config.training.batch)
+        request = self.order.request(self.config.training.batch)
         try:
-            return self.algorithm.step(Request(prompts))
+            return self.algorithm.step(request)
         except NonFiniteError as error:
             last = checkpoint.latest(self.folder.checkpoints)
             where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

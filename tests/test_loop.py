@@ -31,6 +31,9 @@ class Quiet:
     def evaluating(self, step, done, total):
         pass
 
+    def warned(self, text):
+        self.values.append(text)
+
 
 def settings(folder, output, **training):
     return {

@@ -18,6 +18,7 @@ from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.wan import WanOptions
+from reelign.guard.watch import GuardOptions
 
 
 class _Section(BaseModel):
@@ -109,6 +110,7 @@ class RunConfig(_Section):
         prompts: to train on and to hold out; with ``clips``, only the held-out ones are used.
         clips: what ``partial_chain`` edits.
         algorithm: which section below is used.
+        guard: against reward hacking; on unless told otherwise.
         trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
     """
 
@@ -123,6 +125,7 @@ class RunConfig(_Section):
     partial_chain: PartialChainConfig = PartialChainConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    guard: GuardOptions = GuardOptions()
     trackers: tuple[str, ...] = ()
 
     @field_validator("generator", mode="before")

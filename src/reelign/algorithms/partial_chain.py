@@ -157,6 +157,10 @@ class PartialChain:
         """A context in which the generator holds the averaged weights, where there are any."""
         return self.update.exported()
 
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
+        self.update.lower_rate(factor)
+
     def state(self) -> dict[str, Any]:
         """Weights, their average, optimiser and random state."""
         return self.update.state()

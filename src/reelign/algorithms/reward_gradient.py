@@ -208,6 +208,11 @@ class RewardGradient:
             reference = guided(self.generator, latent.detach(), t, condition, self.config.guidance_scale)
         return prediction_divergence(output, reference)
 
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
+        for group in self.optimiser.param_groups:
+            group["lr"] *= factor
+
     @contextmanager
     def exported(self) -> Iterator[None]:
         """Inside, the generator holds the averaged weights, where there are any."""

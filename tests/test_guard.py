@@ -155,7 +155,14 @@ def falling(monkeypatch):
 
 def guarded(folder, output, **options):
     config = settings(folder, output, steps=6)
-    config["guard"] = {"every": 2, "prompts": 2, "seeds": 2, "judges": ["falling_judge:judge"], **options}
+    config["guard"] = {
+        "every": 2,
+        "prompts": 2,
+        "seeds": 2,
+        "judges": ["falling_judge:judge"],
+        "action": "slow",
+        **options,
+    }
     config["evaluation"]["batch"] = 4
     return config
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -175,9 +175,9 @@ class Guard:
         return Decision("stop" if last else "roll back", why)
 
     def forget_after_rollback(self) -> None:
-        """The next look stands for itself: what was seen before the rollback is over."""
+        """After a rollback the generator is the best safe one again: the next look is held against that."""
         kept = next(look for look in self.looks if look.step == self.best)
-        self.looks.append(kept)
+        self.looks.append(replace(kept, step=self.looks[-1].step))
 
     def _say(self, look: Look, changes: Sequence[Change]) -> str:
         first = self.looks[0]

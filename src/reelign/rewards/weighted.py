@@ -23,6 +23,7 @@ from reelign.errors import ConfigError, ContractError, NonFiniteError
 from reelign.rewards.card import ReadsSomePrompts
 
 LossForm = Literal["maximise", "distance", "cross_entropy"]
+FPS_SLACK = 1.5  # ratio of frame rates up to which scores stay comparable
 PROBABILITY_SLACK = 1e-5  # round-off of a probability
 
 
@@ -135,6 +136,12 @@ class WeightedReward:
 
 
 def _checked(term: Term, batch: VideoBatch) -> Tensor:
+    rate = term.reward.card.fps
+    if rate is not None and not 1 / FPS_SLACK <= batch.fps / rate <= FPS_SLACK:
+        raise ContractError(
+            f"reward {term.name!r} was trained at {rate:g} frames a second; these clips have {batch.fps:g}: choose "
+            "frames at its rate, or correct the clips' fps"
+        )
     score = term.reward(batch)
     if score.shape != (len(batch),):
         raise ContractError(

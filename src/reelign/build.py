@@ -13,6 +13,8 @@ from reelign.errors import ConfigError, ContractError, UnknownNameError
 from reelign.rewards.card import GOLDEN_FILE, Check, record_golden, require_verified, sensitivity, verify
 from reelign.rewards.weighted import Term, WeightedReward
 
+TERM_SETTINGS = ("weight", "loss", "target", "normalise", "keep_within", "multiplier_rate")
+
 
 def build_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
     """Load a reward and hold it to its card.
@@ -55,7 +57,7 @@ def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
     for term in terms:
         count = 1 + sum(other["name"] == term["name"] for other in terms[: len(built)])
         label = term["name"] if count == 1 else f"{term['name']}#{count}"
-        settings = {key: term[key] for key in ("weight", "loss", "target") if key in term}
+        settings = {key: term[key] for key in TERM_SETTINGS if key in term}
         built.append(Term(label, build_reward(term["name"], term.get("options")), **settings))
     return WeightedReward(built)
 

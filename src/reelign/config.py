@@ -57,6 +57,9 @@ class RewardOptions(_Section):
         weight: w.
         loss: ``maximise`` R, ``distance`` to ``target``, or ``cross_entropy`` −log R.
         target: for ``distance``.
+        normalise: divide by the running deviation of the scores.
+        keep_within: makes it a constraint: keep the score within this much of the base's.
+        multiplier_rate: how fast a constraint's multiplier moves.
         options: what the reward itself takes, for example ``model``.
     """
 
@@ -64,6 +67,9 @@ class RewardOptions(_Section):
     weight: float = 1.0
     loss: Literal["maximise", "distance", "cross_entropy"] = "maximise"
     target: float | None = None
+    normalise: bool = False
+    keep_within: float | None = None
+    multiplier_rate: float = Field(0.5, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatch
 from reelign.errors import ConfigError
 from reelign.objectives import clip_gradients, prediction_divergence, require_finite, update_average
+from reelign.rewards.balance import Balance, conflicts
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import ChainOptions, chain, guided
@@ -54,6 +55,7 @@ class Config(BaseModel):
         micro_batch: prompts per forward and backward pass; gradients of a batch add up to the same update. 0 is all.
         average: decay of the moving average of weights that is evaluated and exported; 0 is off.
         kl_weight: λ; 0 is off.
+        conflict_every: log the cosines between the rewards' gradients every so many updates; 0 is never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class Config(BaseModel):
     micro_batch: int = Field(0, ge=0)
     average: float = Field(0.0, ge=0, lt=1)
     kl_weight: float = Field(0.0, ge=0)
+    conflict_every: int = Field(0, ge=0)
 
     @field_validator("frames", mode="before")
     @classmethod
@@ -126,7 +129,9 @@ class RewardGradient:
     ) -> None:
         self.generator = generator
         self.reward = reward
+        self.balance = Balance(reward)
         self.config = config
+        self.updates = 0
         self.start = start or self._from_noise
         self.random = torch.Generator().manual_seed(seed)
         self.parameters = generator.trainable()
@@ -151,9 +156,10 @@ class RewardGradient:
         noise = torch.randn(len(request), *self.generator.latent_shape(), generator=self.random)
         self.optimiser.zero_grad(set_to_none=True)
         size, start, logged = self.config.micro_batch or len(request), 0, dict[str, float]()
+        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for part in request.split(size):
             share = len(part) / len(request)
-            values = self._accumulate(part, noise[start : start + len(part)], live, share)
+            values = self._accumulate(part, noise[start : start + len(part)], live, share, seen)
             start += len(part)
             for name, value in values.items():
                 logged[name] = logged.get(name, 0.0) + share * value
@@ -161,22 +167,45 @@ class RewardGradient:
         self.optimiser.step()
         if self.average:
             update_average(self.average.values(), self.parameters.values(), self.config.average)
-        return logged
+        self.updates += 1
+        return logged | self.balance.update(*(_joined([pair[i] for pair in seen]) for i in (0, 1)))
 
-    def _accumulate(self, request: Request, noise: Tensor, live: frozenset[int], share: float) -> dict[str, float]:
+    def _accumulate(
+        self,
+        request: Request,
+        noise: Tensor,
+        live: frozenset[int],
+        share: float,
+        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]],
+    ) -> dict[str, float]:
         """Forward and backward pass of one micro-batch; its gradient counts by its share of the batch."""
         frames = self.config.frames.indices(self.generator.frames(), self.random)
+        base = self._base_scores(request, noise, frames)
         batch, divergence = self.rollout(request, noise, live, frames)
         scores = self.reward.scores(batch)
-        objective = self.reward.objective(scores)
-        loss = -objective.mean() + self.config.kl_weight * divergence
+        loss = -self.balance.objective(scores).mean() + self.config.kl_weight * divergence
         require_finite("the loss", loss)
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        logged = {"loss": loss.item(), "reward": objective.mean().item()}
+        logged = {"loss": loss.item(), "reward": self.reward.objective(scores).mean().item()}
         logged.update({f"reward/{name}": score.mean().item() for name, score in scores.items()})
         if self.config.kl_weight:
             logged["divergence"] = divergence.item()
+        if self.config.conflict_every and self.updates % self.config.conflict_every == 0:
+            parts = {term.name: term.contribution(scores[term.name]).sum() for term in self.reward.terms}
+            logged.update(conflicts(parts, list(self.parameters.values())))
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        seen.append(({name: score.detach() for name, score in scores.items()}, base))
         return logged
+
+    @torch.no_grad()
+    def _base_scores(self, request: Request, noise: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        """The constraints' scores of the same prompts, noise and frames with the adapter off; empty without any."""
+        if not self.balance.constraints:
+            return {}
+        position = self.random.get_state()
+        with self.generator.reference():
+            batch, _ = self.rollout(request, noise, frozenset(), frames)
+        self.random.set_state(position)
+        return {term.name: term.reward(batch) for term in self.balance.constraints}
 
     def rollout(
         self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int]
@@ -230,6 +259,8 @@ class RewardGradient:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "random": self.random.get_state(),
+            "balance": self.balance.state(),
+            "updates": self.updates,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -238,9 +269,15 @@ class RewardGradient:
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.random.set_state(state["random"])
+        self.balance.restore(state["balance"])
+        self.updates = int(state["updates"])
 
 
 @torch.no_grad()
 def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         parameters[name].copy_(value)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -98,13 +98,13 @@ class Baseline:
 
     def scores(self, video: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cosine of prompt and frames of [B,T,3,H,W], averaged over frames, [B]; the text is encoded here."""
-        clip = self.reward.model
+        clip = self.reward.tower.model
         longest = clip.config.text_config.max_position_embeddings
-        tokens = self.reward.tokenizer(
+        tokens = self.reward.tower.tokenizer(
             list(self.prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         ).to(video.device)
         text_BD = _unit(clip.get_text_features(tokens["input_ids"], tokens["attention_mask"]))
-        pixels = self.reward.preprocess(video)
+        pixels = self.reward.tower.preprocess(video)
         image_BTD = _unit(clip.get_image_features(pixels.flatten(0, 1))).view(*pixels.shape[:2], -1)
         cosine_BT = torch.einsum("btd,bd->bt", image_BTD, text_BD)
         return (cosine_BT if weights is None else cosine_BT * weights).mean(1)

@@ -88,8 +88,8 @@ def build_large_transformer() -> WanTransformer3DModel:
 def load_reward(folder: Path, device: str, frozen: bool) -> ClipSimilarity:
     """The zoo's CLIP, or the random one that ``reward_source`` left in ``folder``; ``frozen`` is how reelign has it."""
     reward = ClipSimilarity(str(folder))
-    reward.model.to(device)
-    reward.model.requires_grad_(not frozen)
+    reward.tower.model.to(device)
+    reward.tower.model.requires_grad_(not frozen)
     return reward
 
 

@@ -102,7 +102,7 @@ class Row:
         self.name = name
         self.generator = generator
         self.steps = steps
-        self.networks: list[nn.Module] = [generator.pipeline.transformer, generator.pipeline.vae, reward.model]
+        self.networks: list[nn.Module] = [generator.pipeline.transformer, generator.pipeline.vae, reward.tower.model]
         self.parameters = list(generator.trainable().values())
 
     def clear(self) -> None:

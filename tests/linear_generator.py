@@ -42,7 +42,9 @@ class LinearGenerator(nn.Module):
         return video if frames is None else video[:, list(frames)]
 
     def encode_video(self, video: Tensor) -> Tensor:
-        raise AssertionError("not needed here")
+        latent = torch.zeros(len(video), *self.shape)
+        latent[:, :3] = torch.logit(video.clamp(1e-4, 1 - 1e-4)).transpose(1, 2)
+        return latent.to(self.w.dtype)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"w": self.w, "u": self.u, "v": self.v}

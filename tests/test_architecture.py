@@ -18,7 +18,7 @@ FLOORS = (
     ("objectives", "sampling", "paths"),
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),
-    ("loop", "config", "catalogue", "build", "evaluation", "generation", "diagnosis"),
+    ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),
     ("review", "report", "plots"),
     ("cli", "__main__"),
 )

@@ -31,6 +31,9 @@ class Quiet:
     def evaluating(self, step, done, total):
         pass
 
+    def warned(self, text):
+        self.values.append(text)
+
 
 def settings(folder, output, **training):
     return {
@@ -48,6 +51,7 @@ def settings(folder, output, **training):
         "reward_gradient": {"steps": 3, "guidance_scale": 2.0, "lr": 1e-2, "mode": "random", "k": 1, "eta": 0.5},
         "training": {"steps": 6, "batch": 2, "checkpoint_every": 2, "keep": 0, **training},
         "evaluation": {"save_clips": 1, "batch": 2},
+        "guard": {"action": "off"},  # see test_guard.py
     }
 
 

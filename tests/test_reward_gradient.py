@@ -6,7 +6,7 @@ import pytest
 import torch
 from linear_generator import LinearGenerator
 
-from reelign.algorithms.reward_gradient import Config, RewardGradient, choose_frames, gradient_steps
+from reelign.algorithms.reward_gradient import Config, RewardGradient, gradient_steps
 from reelign.contracts import Request, RewardCard
 from reelign.errors import ConfigError, NonFiniteError
 from reelign.paths import FlowPath
@@ -33,7 +33,7 @@ def make(config: Config, dtype=torch.float32, reward=None, weights=(), seed=0) -
 
 
 def rollout_objective(algorithm: RewardGradient, noise, live):
-    frames = choose_frames(algorithm.config.frames, 6, torch.Generator())
+    frames = algorithm.config.frames.indices(6, torch.Generator())
     batch, divergence = algorithm.rollout(PROMPTS, noise, frozenset(live), frames)
     return algorithm.reward(batch).mean(), divergence
 
@@ -59,15 +59,6 @@ def test_random_mode_draws_k_different_steps_each_time(random):
     assert all(len(d) == 3 for d in draws)
     assert len(draws) > 10
     assert set().union(*draws) == set(range(10))
-
-
-def test_frames(random):
-    assert choose_frames("all", 5, random) == [0, 1, 2, 3, 4]
-    assert choose_frames("alternate", 5, random) == [0, 2, 4]
-    assert choose_frames((1, 3), 5, random) == [1, 3]
-    drawn = [choose_frames("random", 5, random) for _ in range(60)]
-    assert {len(d) for d in drawn} == {1}
-    assert {d[0] for d in drawn} == set(range(5))
 
 
 @pytest.mark.parametrize("k", [1, 3])

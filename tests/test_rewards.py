@@ -161,7 +161,7 @@ class TestPreprocess:
         assert (plain.aspect, plain.mean, plain.width) == ("crop", CLIP_MEAN, 4)
         raw = preprocess_for(8, {"do_normalize": False}, (CLIP_MEAN, CLIP_STD), "squash")
         assert (raw.aspect, raw.mean, raw.std) == ("squash", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        with pytest.raises(ConfigError, match="squash or crop"):
+        with pytest.raises(ConfigError, match="squash, crop or pad"):
             preprocess_for(8, {}, (CLIP_MEAN, CLIP_STD), "stretch")  # type: ignore[arg-type]
 
 
@@ -170,9 +170,9 @@ class TestClipSimilarity:
         reward, batch = ClipSimilarity(str(clip_folder)), clips()
         mean, std = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
         for row, prompt in enumerate(PROMPTS):
-            tokens = reward.tokenizer([prompt], return_tensors="pt")
-            output = reward.model(**tokens, pixel_values=(batch.video[row] - mean) / std)
-            cosine = output.logits_per_image[:, 0] / reward.model.logit_scale.exp()
+            tokens = reward.tower.tokenizer([prompt], return_tensors="pt")
+            output = reward.tower.model(**tokens, pixel_values=(batch.video[row] - mean) / std)
+            cosine = output.logits_per_image[:, 0] / reward.tower.model.logit_scale.exp()
             torch.testing.assert_close(reward(batch)[row], cosine.mean(), atol=1e-6, rtol=1e-5)
 
     def test_each_clip_is_compared_with_its_own_prompt(self, clip_folder: Path) -> None:
@@ -188,35 +188,35 @@ class TestClipSimilarity:
         reward(batch).sum().backward()
         assert pixels.grad is not None
         assert (pixels.grad.abs().amax((2, 3, 4)) > 0).all()  # every frame of every clip
-        assert all(p.grad is None for p in reward.model.parameters())
+        assert all(p.grad is None for p in reward.tower.model.parameters())
 
     def test_long_prompts_are_cut_and_padding_changes_nothing(self, clip_folder: Path) -> None:
         reward = ClipSimilarity(str(clip_folder))
         long = "a red circle moving left " * 10
-        together = reward.text_features([PROMPTS[0], long], torch.device("cpu"))
-        alone = ClipSimilarity(str(clip_folder)).text_features([PROMPTS[0]], torch.device("cpu"))
+        together = reward.tower.text_features([PROMPTS[0], long], torch.device("cpu"))
+        alone = ClipSimilarity(str(clip_folder)).tower.text_features([PROMPTS[0]], torch.device("cpu"))
         torch.testing.assert_close(together[:1], alone, atol=1e-6, rtol=1e-5)
         assert (together[1] - together[0]).abs().max() > 1e-3
 
     def test_text_is_encoded_once(self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("reelign.rewards.clip_similarity.REMEMBERED_PROMPTS", 2)
+        monkeypatch.setattr("reelign.rewards.clip_tower.REMEMBERED_PROMPTS", 2)
         reward = ClipSimilarity(str(clip_folder))
         encoded: list[str] = []
-        original = reward._encode
-        monkeypatch.setattr(reward, "_encode", lambda prompts: encoded.extend(prompts) or original(prompts))
+        original = reward.tower._encode
+        monkeypatch.setattr(reward.tower, "_encode", lambda prompts: encoded.extend(prompts) or original(prompts))
         cpu = torch.device("cpu")
-        reward.text_features(["a", "b", "a"], cpu)
-        reward.text_features(["b", "a"], cpu)
+        reward.tower.text_features(["a", "b", "a"], cpu)
+        reward.tower.text_features(["b", "a"], cpu)
         assert encoded == ["a", "b"]
-        reward.text_features(["c"], cpu)  # pushes out "b", the one longest unused
-        reward.text_features(["a", "c"], cpu)
-        reward.text_features(["b"], cpu)
+        reward.tower.text_features(["c"], cpu)  # pushes out "b", the one longest unused
+        reward.tower.text_features(["a", "c"], cpu)
+        reward.tower.text_features(["b"], cpu)
         assert encoded == ["a", "b", "c", "b"]
 
     def test_training_sees_what_the_reward_sees(self, clip_folder: Path) -> None:
         reward, batch = ClipSimilarity(str(clip_folder)), clips(frames=1)
-        image = tiny_clip.image_features(reward.model, batch.video[:, 0])
-        text = tiny_clip.text_features(reward.model, reward.tokenizer, PROMPTS)
+        image = tiny_clip.image_features(reward.tower.model, batch.video[:, 0])
+        text = tiny_clip.text_features(reward.tower.model, reward.tower.tokenizer, PROMPTS)
         torch.testing.assert_close(reward(batch), (image * text).sum(-1), atol=1e-6, rtol=1e-5)
 
 
@@ -264,10 +264,10 @@ class TestVideoAction:
             ("a man growing old", "shrinking"),
             ("a flower growing", "growing"),
         ):
-            assert ALL_MOTIONS[reward.class_of(prompt)] == label
+            assert ALL_MOTIONS[reward.labels.class_of(prompt)] == label
         for prompt in ("a red circle", "an overgrowing garden"):
             with pytest.raises(DataError, match="names none"):
-                reward.class_of(prompt)
+                reward.labels.class_of(prompt)
 
     def test_an_unknown_label_is_refused(self, action_folder: Path) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'growing'"):

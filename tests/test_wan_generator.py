@@ -9,7 +9,7 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from reelign.contracts import Generator, Request
-from reelign.diagnosis import pipeline_latents
+from reelign.diagnosis import WanGrid, pipeline_latents
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.wan import WEIGHTS, load_wan, noise_path
 from reelign.generators.wan_vae import decode_frames, needed_prefix
@@ -125,6 +125,7 @@ def test_saved_adapter_loads_in_diffusers_and_gives_the_same_video(wan, folder, 
     ours = generate(generator, Request(PROMPTS), [3, 4], 3, 3.0)
     pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = WanGrid(shift=SHIFT)
     pipe.load_lora_weights(str(tmp_path))
     theirs = pipe(
         prompt=list(PROMPTS), negative_prompt="", height=64, width=64, num_frames=17, num_inference_steps=3,

@@ -10,8 +10,10 @@ from typing import Any
 from reelign.catalogue import TABLE, resolve
 from reelign.contracts import Reward, RewardCard
 from reelign.errors import ConfigError, ContractError, UnknownNameError
-from reelign.rewards.card import GOLDEN_FILE, record_golden, require_verified
+from reelign.rewards.card import GOLDEN_FILE, Check, record_golden, require_verified, sensitivity, verify
 from reelign.rewards.weighted import Term, WeightedReward
+
+TERM_SETTINGS = ("weight", "loss", "target", "normalise", "keep_within", "multiplier_rate")
 
 
 def build_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
@@ -26,10 +28,21 @@ def build_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
         ConfigError: an option is missing.
         ContractError: what was built is no reward, or does not keep its card.
     """
-    reward = _call("reward", name, options or {})
+    reward = _load_reward(name, options or {})
+    require_verified(reward)
+    return reward
+
+
+def check_reward(name: str, options: Mapping[str, Any] | None = None) -> list[Check]:
+    """Load a reward and say, promise by promise, whether it keeps its card, and how sensitive it is."""
+    reward = _load_reward(name, options or {})
+    return [*verify(reward), *sensitivity(reward)]
+
+
+def _load_reward(name: str, options: Mapping[str, Any]) -> Reward:
+    reward = _call("reward", name, options)
     if not isinstance(reward, Reward) or not isinstance(reward.card, RewardCard):
         raise ContractError(f"a reward is callable and has a RewardCard; {name!r} made a {type(reward).__name__}")
-    require_verified(reward)
     return reward
 
 
@@ -44,14 +57,14 @@ def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
     for term in terms:
         count = 1 + sum(other["name"] == term["name"] for other in terms[: len(built)])
         label = term["name"] if count == 1 else f"{term['name']}#{count}"
-        settings = {key: term[key] for key in ("weight", "loss", "target") if key in term}
+        settings = {key: term[key] for key in TERM_SETTINGS if key in term}
         built.append(Term(label, build_reward(term["name"], term.get("options")), **settings))
     return WeightedReward(built)
 
 
 def reward_cards() -> list[RewardCard]:
-    """The card of every reward that ships with the package, at its default options."""
-    return [_call("reward", name, {}).card for name in TABLE["reward"]]
+    """The card of every reward that ships with the package; no weights are loaded."""
+    return [resolve("reward", name).card for name in TABLE["reward"]]
 
 
 def build_measures(chosen: Sequence[str]) -> list[Any]:
@@ -59,9 +72,9 @@ def build_measures(chosen: Sequence[str]) -> list[Any]:
     return [resolve("measure", name) for name in chosen]
 
 
-def build_generator(options: Mapping[str, Any], name: str = "wan") -> Any:
-    """Load a generator with its own options, for example ``model``."""
-    return resolve("generator", name)(**options)
+def build_generator(options: Mapping[str, Any]) -> Any:
+    """Load a generator with its own options, for example ``model``; ``kind`` names the family (``wan``)."""
+    return resolve("generator", options.get("kind", "wan"))(**options)
 
 
 def record_zoo_golden(name: str, folder: Path) -> float | None:

@@ -16,16 +16,25 @@ from reelign.errors import ConfigError, UnknownNameError
 TABLE: dict[str, dict[str, str]] = {
     "reward": {
         "clip": "reelign.rewards.clip_similarity:ClipSimilarity",
+        "clip_score": "reelign.rewards.clip_similarity:ClipScore",
+        "pick_score": "reelign.rewards.clip_similarity:PickScore",
+        "hpsv2": "reelign.rewards.hpsv2:HPSv2",
+        "laion_aesthetic": "reelign.rewards.laion_aesthetic:LaionAesthetic",
+        "image_reward": "reelign.rewards.image_reward:ImageReward",
+        "object_presence": "reelign.rewards.object_presence:ObjectPresence",
         "video_action": "reelign.rewards.video_action:VideoAction",
+        "jepa_predictability": "reelign.rewards.jepa_predictability:JepaPredictability",
         "temporal_smoothness": "reelign.rewards.temporal_smoothness:TemporalSmoothness",
         "brightness_range": "reelign.rewards.brightness_range:BrightnessRange",
         "compressibility": "reelign.rewards.compressibility:Compressibility",
     },
     "generator": {
         "wan": "reelign.generators.wan:load_wan",
+        "modelscope": "reelign.generators.modelscope:load_modelscope",
     },
     "algorithm": {
         "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
+        "partial_chain": "reelign.algorithms.partial_chain:PartialChain",
     },
     "measure": {
         "shapes": "reelign.metrics.shapes_instrument:shapes_measure",

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.errors import ConfigError, UnknownNameError
+from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.wan import WanOptions
+from reelign.guard.watch import GuardOptions
 
 
 class _Section(BaseModel):
@@ -36,6 +39,16 @@ class PromptOptions(_Section):
     seed: int = 0
 
 
+class ClipOptions(_Section):
+    """Captioned clips that ``partial_chain`` begins from.
+
+    Args:
+        source: a ``videofolder`` folder, a ``.csv`` or ``.jsonl`` table, or a list of ``path|||caption`` lines.
+    """
+
+    source: str
+
+
 class RewardOptions(_Section):
     """One reward of the sum that is maximised.
 
@@ -44,6 +57,9 @@ class RewardOptions(_Section):
         weight: w.
         loss: ``maximise`` R, ``distance`` to ``target``, or ``cross_entropy`` −log R.
         target: for ``distance``.
+        normalise: divide by the running deviation of the scores.
+        keep_within: makes it a constraint: keep the score within this much of the base's.
+        multiplier_rate: how fast a constraint's multiplier moves.
         options: what the reward itself takes, for example ``model``.
     """
 
@@ -51,6 +67,9 @@ class RewardOptions(_Section):
     weight: float = 1.0
     loss: Literal["maximise", "distance", "cross_entropy"] = "maximise"
     target: float | None = None
+    normalise: bool = False
+    keep_within: float | None = None
+    multiplier_rate: float = Field(0.5, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -94,20 +113,42 @@ class RunConfig(_Section):
     Args:
         output: the run folder.
         seed: of data order and noise.
+        prompts: to train on and to hold out; with ``clips``, only the held-out ones are used.
+        clips: what ``partial_chain`` edits.
         algorithm: which section below is used.
+        guard: against reward hacking; on unless told otherwise.
         trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
     """
 
     output: str
     seed: int = 0
-    generator: WanOptions = WanOptions()
+    generator: WanOptions | ModelScopeOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
+    clips: ClipOptions | None = None
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)
-    algorithm: Literal["reward_gradient"] = "reward_gradient"
+    algorithm: Literal["reward_gradient", "partial_chain"] = "reward_gradient"
     reward_gradient: RewardGradientConfig = RewardGradientConfig()
+    partial_chain: PartialChainConfig = PartialChainConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    guard: GuardOptions = GuardOptions()
     trackers: tuple[str, ...] = ()
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _wan_unless_told(cls, value: Any) -> Any:
+        return {"kind": "wan", **value} if isinstance(value, dict) else value
+
+    @property
+    def settings(self) -> RewardGradientConfig:
+        """The section of the chosen algorithm."""
+        return self.partial_chain if self.algorithm == "partial_chain" else self.reward_gradient
+
+    @model_validator(mode="after")
+    def _clips_go_with_partial_chain(self) -> RunConfig:
+        if (self.clips is not None) != (self.algorithm == "partial_chain"):
+            raise ConfigError("'clips' go with the algorithm partial_chain, which cannot do without, and with no other")
+        return self
 
 
 def recipe(name: str) -> Path:
@@ -153,6 +194,14 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise _one_line(error, data) from error
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options written ``key=value``, values in YAML, as a mapping."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        _apply(options, pair)
+    return options
 
 
 def dump_config(config: RunConfig) -> str:

@@ -73,11 +73,13 @@ class VideoBatch:
         video: float32 [B,T,3,H,W] in [0,1]; may carry gradient.
         fps: frames per second of ``video`` as it is here (after any choice of frames), above zero.
         request: what these clips answer; B prompts.
+        frame_weights: [T], how much each frame counts for rewards of images; None is 1 for all.
     """
 
     video: Tensor
     fps: float
     request: Request
+    frame_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.video.ndim != 5 or self.video.shape[2] != 3:
@@ -86,6 +88,10 @@ class VideoBatch:
             raise ContractError(f"a video batch is float32 in [0,1]; got {self.video.dtype}")
         if len(self.video) != len(self.request):
             raise ContractError(f"{len(self.video)} clips answer {len(self.request)} prompts; the counts must be equal")
+        if self.frame_weights is not None and self.frame_weights.shape != (self.video.shape[1],):
+            raise ContractError(
+                f"one weight a frame: {self.video.shape[1]} frames, weights of shape {tuple(self.frame_weights.shape)}"
+            )
         if not self.fps > 0:
             raise ContractError(f"frames per second are above 0; got {self.fps}")
         low, high = (bound.item() for bound in torch.aminmax(self.video.detach()))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.nn.modules.dropout import _DropoutNd
 
 from reelign.build import build_generator, build_reward
 from reelign.contracts import Request, VideoBatch
@@ -40,6 +41,7 @@ def examine(model: str) -> Iterator[Finding]:
     generator = build_generator({"model": model})
     yield Finding("generator loads", True, f"{model}, {generator.parameter_count() / 1e6:.1f} M parameters")
     yield adapter_has_no_effect(generator)
+    yield no_dropout_is_live(generator)
     yield sampler_parity(generator)
     yield from reward_gradients(generator)
 
@@ -55,6 +57,17 @@ def adapter_has_no_effect(generator: WanGenerator) -> Finding:
         without = generator.predict(x, t, condition)
     difference = (with_adapter - without).abs().max().item()
     return Finding("adapter is the identity at step 0", difference == 0, f"largest difference {difference:.1e}")
+
+
+def no_dropout_is_live(generator: WanGenerator) -> Finding:
+    """No layer of the network drops anything while it samples."""
+    live = [
+        name
+        for expert in generator.experts()
+        for name, module in expert.named_modules()
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0
+    ]
+    return Finding("no dropout is live", not live, f"live: {', '.join(live[:3])}" if live else "none")
 
 
 @torch.no_grad()

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from torch import nn
 
-from reelign.errors import ConfigError
+from reelign.errors import ConfigError, ContractError
 
+SYNCHRONISED = 1e-3  # relative difference of gradient norms that round-off may cause
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -47,6 +51,26 @@ class Tracker:
         """Flush and end."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def require_synchronised(parameters: Mapping[str, nn.Parameter]) -> None:
+    """After a backward pass: every process holds the same gradients. Nothing to do in a single process.
+
+    Raises:
+        ContractError: the processes differ; each would train a model of its own.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    norms = torch.stack([p.grad.double().norm() for p in parameters.values() if p.grad is not None])
+    gathered = [torch.empty_like(norms) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, norms)
+    spread = torch.stack(gathered)
+    worst = float(((spread.amax(0) - spread.amin(0)) / spread.amax(0).clamp_min(1e-12)).max())
+    if worst > SYNCHRONISED:
+        raise ContractError(
+            f"all processes hold the same gradients; their norms differ by {worst:.0%}: call the wrapped model, not "
+            "its .module, so that gradients are averaged"
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

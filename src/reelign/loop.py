@@ -19,14 +19,17 @@ from typing import Any, Protocol
 import torch
 
 from reelign import checkpoint
+from reelign.algorithms.partial_chain import PartialChain
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.build import build_generator, build_measures, build_weighted_reward
 from reelign.config import RunConfig, dump_config
-from reelign.contracts import Request
+from reelign.datasets.clips import ClipOrder, ClipReader, load_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.distributed import Tracker
-from reelign.errors import NonFiniteError, RunFolderError
+from reelign.errors import DataError, NonFiniteError, RunFolderError
 from reelign.evaluation import Examiner
+from reelign.guarding import RunGuard
+from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,10 @@ class Listener(Protocol):
 
     def evaluating(self, step: int, done: int, total: int) -> None:
         """So many held-out clips of this step are judged."""
+        ...
+
+    def warned(self, text: str) -> None:
+        """The guard has something to say."""
         ...
 
 
@@ -62,13 +69,15 @@ class Run:
         measures = build_measures(config.evaluation.measures)
         reward = build_weighted_reward([r.model_dump() for r in config.rewards])
         self.generator = build_generator(config.generator.model_dump())
-        self.algorithm = RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
-        self.order = PromptOrder(self.prompts.train, config.seed + 1)
+        self.algorithm = self._build_algorithm(reward)
+        self.order = self._build_order()
         self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
         self.step = 0
         self._seconds = 0.0
         self._stop_signal: str | None = None
-        sampling = config.reward_gradient
+        self._hacked: str | None = None  # why the guard ended the run
+        sampling = config.settings
+        self.guard = self._build_guard(reward, measures)
         self.examiner = Examiner(
             prompts=self.prompts.held_out,
             seeds=tuple(config.evaluation.seed + i for i in range(len(self.prompts.held_out))),
@@ -87,18 +96,50 @@ class Run:
             self.folder.write_text("config.yaml", dump_config(config))
             self.folder.write_json("environment.json", environment(str(self.generator.device)))
 
+    def _build_algorithm(self, reward: WeightedReward) -> RewardGradient | PartialChain:
+        config = self.config
+        if config.algorithm == "partial_chain":
+            cache = self.folder.path / "latents"
+            return PartialChain(self.generator, reward, config.partial_chain, config.seed, cache)
+        return RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
+
+    def _build_guard(self, reward: WeightedReward, measures: list[Any]) -> RunGuard:
+        config, sampling = self.config, self.config.settings
+        judges = measures if config.guard.judges is None else build_measures(config.guard.judges)
+        return RunGuard(
+            options=config.guard,
+            prompts=self.prompts.train[: config.guard.prompts],
+            reward=reward,
+            judges=judges,
+            sampling=(sampling.steps, sampling.guidance_scale, sampling.eta),
+            batch=config.evaluation.batch,
+            folder=self.folder,
+        )
+
+    def _build_order(self) -> PromptOrder | ClipOrder:
+        """What each step is asked: prompts, or captioned clips whose captions are not held out."""
+        if self.config.clips is None:
+            return PromptOrder(self.prompts.train, self.config.seed + 1)
+        held_out = set(self.prompts.held_out)
+        clips = [clip for clip in load_clips(self.config.clips.source) if clip.caption not in held_out]
+        if not clips:
+            raise DataError(f"the captions of all clips in {self.config.clips.source} are held out: hold out fewer")
+        height, width = self.generator.picture_size()
+        reader = ClipReader(self.generator.frames(), height, width, self.generator.fps)
+        return ClipOrder(clips, reader, self.config.seed + 1)
+
     def plan(self) -> dict[str, str]:
         """What will happen, for people to read before it does."""
         config, parameters = self.config, self.generator.trainable()
         count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
         terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.algorithm.reward.terms]
-        tail = config.reward_gradient
+        tail = config.settings
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
             "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if config.generator.lora else 'all weights'})",
             "reward": " + ".join(terms),
             "algorithm": f"{config.algorithm}, gradient in {tail.k} of {tail.steps} steps ({tail.mode})",
-            "prompts": f"{len(self.prompts.train)} to train on, {len(self.prompts.held_out)} held out",
+            "prompts": f"{len(self.order)} to train on, {len(self.prompts.held_out)} held out",
             "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
             "output": str(self.folder.path),
         }
@@ -109,26 +150,28 @@ class Run:
         with self._signals():
             if self.step == 0 and not (self.folder.samples(0) / "scores.csv").exists():
                 self._evaluate(listener)
-            while self.step < self.config.training.steps and self._stop_signal is None:
+            if self.step == 0 and self.guard.due(0, self.config.training.steps):
+                self._look(listener)
+            while self.step < self.config.training.steps and self._stop_signal is None and self._hacked is None:
                 values = self._one_step()
                 self._seconds = time.monotonic() - began
                 self._record(values)
                 listener.stepped(self.step, self.config.training.steps, values)
                 self._after_step(listener)
-        finished = self.step >= self.config.training.steps
+        finished = self.step >= self.config.training.steps or self._hacked is not None
         if finished and not (self.folder.samples(self.step) / "scores.csv").exists():
             self._evaluate(listener)
         if not finished and not checkpoint_is_current(self.folder, self.step):
             self._save()
         self._seconds = time.monotonic() - began
-        self._write_status(finished, self._stop_signal)
+        self._write_status(finished, self._stop_signal or self._hacked)
         self.tracker.close()
         return finished
 
     def _one_step(self) -> dict[str, float]:
-        prompts = self.order.draw(self.config.training.batch)
+        request = self.order.request(self.config.training.batch)
         try:
-            return self.algorithm.step(Request(prompts))
+            return self.algorithm.step(request)
         except NonFiniteError as error:
             last = checkpoint.latest(self.folder.checkpoints)
             where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -143,11 +186,35 @@ class Run:
         self.tracker.log(values, self.step)
 
     def _after_step(self, listener: Listener) -> None:
-        if self.step == self.config.training.steps or self.step % self.config.training.checkpoint_every == 0:
+        if self.guard.due(self.step, self.config.training.steps):
+            self._look(listener)
+        if (
+            self._hacked is not None
+            or self.step == self.config.training.steps
+            or self.step % self.config.training.checkpoint_every == 0
+        ):
             self._save()
         every = self.config.evaluation.every
         if every and self.step % every == 0:
             self._evaluate(listener)
+
+    def _look(self, listener: Listener) -> None:
+        """Let the guard look; keep the best safe weights, or go back to them."""
+        with self.algorithm.exported():
+            look = self.guard.look(self.generator, self.step)
+        if self.guard.guard.is_best(look):
+            self.guard.keep(self.step, {"algorithm": self.algorithm.state()}, self._save_adapter)
+        decision = self.guard.decide(self.step, last=self.step == self.config.training.steps)
+        if decision.why:
+            listener.warned(decision.why)
+        if decision.action == "go on":
+            return
+        self.algorithm.restore(self.guard.best()["algorithm"])
+        if decision.action == "stop":
+            self._hacked = decision.why
+        else:
+            self.algorithm.lower_rate(self.config.guard.lower)
+            self.guard.guard.forget_after_rollback()
 
     def _evaluate(self, listener: Listener) -> None:
         with self.algorithm.exported():
@@ -157,19 +224,22 @@ class Run:
                 lambda done, total: listener.evaluating(self.step, done, total),
             )
 
-    def _save(self) -> None:
-        def adapter(folder: Path) -> None:
-            with self.algorithm.exported():
-                self.generator.save(str(folder / "adapter"))
+    def _save_adapter(self, folder: Path) -> None:
+        with self.algorithm.exported():
+            self.generator.save(str(folder / "adapter"))
 
+    def _save(self) -> None:
         parts = {
             "step": self.step,
             "seconds": self._seconds,
             "algorithm": self.algorithm.state(),
             "order": self.order.state(),
             "torch": torch.get_rng_state(),
+            "guard": self.guard.state(),
+            "hacked": self._hacked,
         }
-        checkpoint.save(self.folder.checkpoint(self.step), parts, adapter)
+        checkpoint.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
+        self.guard.tidy()
         keep = self.config.training.keep
         for old in sorted(self.folder.checkpoints.glob("step_*"))[: -keep or None] if keep else []:
             shutil.rmtree(old)
@@ -188,6 +258,8 @@ class Run:
             self.step, self._seconds = int(parts["step"]), float(parts["seconds"])
             self.algorithm.restore(parts["algorithm"])
             self.order.restore(parts["order"])
+            self.guard.restore(parts["guard"])
+            self._hacked = parts["hacked"]
             torch.set_rng_state(parts["torch"])
         self.folder.forget_after(self.step)
 

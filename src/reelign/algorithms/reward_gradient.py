@@ -19,17 +19,19 @@ Run: ``reelign train recipes/demo.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from reelign.contracts import Condition, Generator, Request, VideoBatch
+from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatch
 from reelign.errors import ConfigError
 from reelign.objectives import clip_gradients, prediction_divergence, require_finite, update_average
+from reelign.rewards.balance import Balance, conflicts
+from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import ChainOptions, chain, guided
 
@@ -46,13 +48,14 @@ class Config(BaseModel):
             ``uniform``: K evenly spread ones that include the last. ``specific``: those of ``gradient_steps``.
         gradient_steps: indices, 0 is the noisiest; for ``specific`` only.
         detach_input: stop the gradient at the network's input (DRTune), which steadies K above 1.
-        frames: what is decoded and rewarded: ``all``, ``random`` (one, the same for the batch), ``alternate``
-            (0, 2, 4, …), or a list of indices.
+        frames: what is decoded and rewarded: the name of a choice (``all``, ``first``, ``random``, ``alternate``,
+            ``segments``), a list of indices, or a whole ``FramePolicy``.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: prompts per forward and backward pass; gradients of a batch add up to the same update. 0 is all.
         average: decay of the moving average of weights that is evaluated and exported; 0 is off.
         kl_weight: λ; 0 is off.
+        conflict_every: log the cosines between the rewards' gradients every so many updates; 0 is never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +67,7 @@ class Config(BaseModel):
     mode: Literal["last", "random", "uniform", "specific"] = "last"
     gradient_steps: tuple[int, ...] = ()
     detach_input: bool = False
-    frames: Literal["all", "random", "alternate"] | tuple[int, ...] = "all"
+    frames: FramePolicy = FramePolicy()
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -72,6 +75,12 @@ class Config(BaseModel):
     micro_batch: int = Field(0, ge=0)
     average: float = Field(0.0, ge=0, lt=1)
     kl_weight: float = Field(0.0, ge=0)
+    conflict_every: int = Field(0, ge=0)
+
+    @field_validator("frames", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"choose": value} if isinstance(value, (str, list, tuple)) else value
 
     @model_validator(mode="after")
     def _steps_exist(self) -> Config:
@@ -95,15 +104,7 @@ def gradient_steps(config: Config, random: torch.Generator) -> frozenset[int]:
     return frozenset(range(config.steps - config.k, config.steps))
 
 
-def choose_frames(choice: str | Sequence[int], total: int, random: torch.Generator) -> list[int]:
-    """Indices of the frames to decode, for a clip of ``total`` frames."""
-    if choice == "all":
-        return list(range(total))
-    if choice == "alternate":
-        return list(range(0, total, 2))
-    if choice == "random":
-        return [int(torch.randint(total, (1,), generator=random))]
-    return [int(index) for index in choice]
+Start = Callable[[Request, Tensor, torch.Generator], tuple[Tensor, Schedule]]
 
 
 class RewardGradient:
@@ -114,12 +115,24 @@ class RewardGradient:
         reward: what is maximised.
         config: settings.
         seed: of noise, frames and steps.
+        start: where chains begin, from a request and noise [B,…]: latents and the schedule from there on. None begins
+            with pure noise and runs the whole chain.
     """
 
-    def __init__(self, generator: Generator, reward: WeightedReward, config: Config, seed: int = 0) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        reward: WeightedReward,
+        config: Config,
+        seed: int = 0,
+        start: Start | None = None,
+    ) -> None:
         self.generator = generator
         self.reward = reward
+        self.balance = Balance(reward)
         self.config = config
+        self.updates = 0
+        self.start = start or self._from_noise
         self.random = torch.Generator().manual_seed(seed)
         self.parameters = generator.trainable()
         self.optimiser = torch.optim.AdamW(
@@ -129,24 +142,24 @@ class RewardGradient:
         self._check_frames()
 
     def _check_frames(self) -> None:
-        frames = choose_frames(self.config.frames, self.generator.frames(), torch.Generator())
+        frames = self.config.frames.indices(self.generator.frames(), torch.Generator())
         for term in self.reward.terms:
             needed = term.reward.card.frames
             if needed != "any" and needed > 1 and len(frames) == 1:
                 raise ConfigError(
-                    f"reward {term.name!r} looks at {needed} frames; frames={self.config.frames!r} gives it 1"
+                    f"reward {term.name!r} looks at {needed} frames; frames={self.config.frames.choose!r} gives it 1"
                 )
 
     def step(self, request: Request) -> dict[str, float]:
         """One update from these prompts; logs the objective, each reward, the divergence and the gradient norm."""
         live = gradient_steps(self.config, self.random)
-        frames = choose_frames(self.config.frames, self.generator.frames(), self.random)
         noise = torch.randn(len(request), *self.generator.latent_shape(), generator=self.random)
         self.optimiser.zero_grad(set_to_none=True)
         size, start, logged = self.config.micro_batch or len(request), 0, dict[str, float]()
+        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for part in request.split(size):
             share = len(part) / len(request)
-            values = self._accumulate(part, noise[start : start + len(part)], live, frames, share)
+            values = self._accumulate(part, noise[start : start + len(part)], live, share, seen)
             start += len(part)
             for name, value in values.items():
                 logged[name] = logged.get(name, 0.0) + share * value
@@ -154,49 +167,80 @@ class RewardGradient:
         self.optimiser.step()
         if self.average:
             update_average(self.average.values(), self.parameters.values(), self.config.average)
-        return logged
+        self.updates += 1
+        return logged | self.balance.update(*(_joined([pair[i] for pair in seen]) for i in (0, 1)))
 
     def _accumulate(
-        self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int], share: float
+        self,
+        request: Request,
+        noise: Tensor,
+        live: frozenset[int],
+        share: float,
+        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]],
     ) -> dict[str, float]:
         """Forward and backward pass of one micro-batch; its gradient counts by its share of the batch."""
+        frames = self.config.frames.indices(self.generator.frames(), self.random)
+        base = self._base_scores(request, noise, frames)
         batch, divergence = self.rollout(request, noise, live, frames)
         scores = self.reward.scores(batch)
-        objective = self.reward.objective(scores)
-        loss = -objective.mean() + self.config.kl_weight * divergence
+        loss = -self.balance.objective(scores).mean() + self.config.kl_weight * divergence
         require_finite("the loss", loss)
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        logged = {"loss": loss.item(), "reward": objective.mean().item()}
+        logged = {"loss": loss.item(), "reward": self.reward.objective(scores).mean().item()}
         logged.update({f"reward/{name}": score.mean().item() for name, score in scores.items()})
         if self.config.kl_weight:
             logged["divergence"] = divergence.item()
+        if self.config.conflict_every and self.updates % self.config.conflict_every == 0:
+            parts = {term.name: term.contribution(scores[term.name]).sum() for term in self.reward.terms}
+            logged.update(conflicts(parts, list(self.parameters.values())))
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        seen.append(({name: score.detach() for name, score in scores.items()}, base))
         return logged
+
+    @torch.no_grad()
+    def _base_scores(self, request: Request, noise: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        """The constraints' scores of the same prompts, noise and frames with the adapter off; empty without any."""
+        if not self.balance.constraints:
+            return {}
+        position = self.random.get_state()
+        with self.generator.reference():
+            batch, _ = self.rollout(request, noise, frozenset(), frames)
+        self.random.set_state(position)
+        return {term.name: term.reward(batch) for term in self.balance.constraints}
 
     def rollout(
         self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int]
     ) -> tuple[VideoBatch, Tensor]:
         """Clips with gradient from the steps ``live``, and the mean divergence from the reference in those steps."""
         condition = self.generator.encode(request)
-        x = noise.to(next(iter(condition.positive.values())).device)
+        x, schedule = self.start(request, noise.to(next(iter(condition.positive.values())).device), self.random)
+        schedule = schedule.to(x)
         divergences: list[Tensor] = []
 
         def observe(i: int, latent: Tensor, output: Tensor) -> None:
             if self.config.kl_weight:
                 divergences.append(self._divergence(schedule.t[i], latent, output, condition))
 
-        schedule = self.generator.path.schedule(self.config.steps).to(x)
         options = ChainOptions(self.config.guidance_scale, self.config.eta, live, self.config.detach_input, observe)
         x = chain(self.generator, x, condition, schedule, options, self.random)
         require_finite("the sampled latent", x)
         video = self.generator.decode(x, frames)
-        fps = self.generator.fps / 2 if self.config.frames == "alternate" else self.generator.fps
+        policy = self.config.frames
+        weights = policy.weights(frames, self.generator.frames())
         divergence = torch.stack(divergences).mean() if divergences else x.new_zeros(())
-        return VideoBatch(video, fps, request), divergence
+        return VideoBatch(video, policy.fps(self.generator.fps), request, weights), divergence
+
+    def _from_noise(self, request: Request, noise: Tensor, random: torch.Generator) -> tuple[Tensor, Schedule]:
+        return noise, self.generator.path.schedule(self.config.steps)
 
     def _divergence(self, t: Tensor, latent: Tensor, output: Tensor, condition: Condition) -> Tensor:
         with torch.no_grad(), self.generator.reference():
             reference = guided(self.generator, latent.detach(), t, condition, self.config.guidance_scale)
         return prediction_divergence(output, reference)
+
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
+        for group in self.optimiser.param_groups:
+            group["lr"] *= factor
 
     @contextmanager
     def exported(self) -> Iterator[None]:
@@ -215,6 +259,8 @@ class RewardGradient:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "random": self.random.get_state(),
+            "balance": self.balance.state(),
+            "updates": self.updates,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -223,9 +269,15 @@ class RewardGradient:
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.random.set_state(state["random"])
+        self.balance.restore(state["balance"])
+        self.updates = int(state["updates"])
 
 
 @torch.no_grad()
 def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         parameters[name].copy_(value)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

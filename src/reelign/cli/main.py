@@ -27,7 +27,7 @@ app.command()(score.score)
 app.command()(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(zoo.app, name="zoo")
-app.command()(rewards.rewards)
+app.add_typer(rewards.app, name="rewards")
 app.command()(doctor.doctor)
 
 

@@ -37,6 +37,10 @@ class Bars:
             self._judging[step] = self._progress.add_task(f"evaluating step {step}", total=total, note="")
         self._progress.update(self._judging[step], completed=done)  # type: ignore[arg-type]
 
+    def warned(self, text: str) -> None:
+        """Print what the guard has to say above the bars."""
+        self._progress.console.print(f"[bold yellow]guard[/] {text}")
+
 
 def train(
     run: Annotated[Path, typer.Argument(help="The run file (YAML); see recipes/.")],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from reelign.contracts import Request
 from reelign.datasets.moving_shapes import all_specs
 from reelign.errors import DataError
 
@@ -94,12 +95,19 @@ class PromptOrder:
         self._random = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
     def draw(self, count: int) -> tuple[str, ...]:
         """The next ``count`` prompts."""
         while len(self._order) < count:
             self._order += torch.randperm(len(self.prompts), generator=self._random).tolist()
         taken, self._order = self._order[:count], self._order[count:]
         return tuple(self.prompts[i] for i in taken)
+
+    def request(self, count: int) -> Request:
+        """The next ``count`` prompts as a request."""
+        return Request(self.draw(count))
 
     def state(self) -> dict[str, object]:
         """What ``restore`` needs to continue."""

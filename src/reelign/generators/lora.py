@@ -67,7 +67,7 @@ def merged(networks: Sequence[nn.Module]) -> Iterator[None]:
     originals = [layer.get_base_layer().weight.data for layer in active]
     with torch.no_grad():
         for layer, original in zip(active, originals, strict=True):
-            delta = layer.get_delta_weight(NAME)
+            delta = layer.get_delta_weight(layer.active_adapters[0])
             layer.get_base_layer().weight.data = original + delta.to(original.dtype)
             layer._disable_adapters = True
     try:

@@ -46,6 +46,7 @@ class WanOptions(BaseModel):
     """Which Wan, at what size, with what adapter.
 
     Args:
+        kind: always ``wan``.
         model: ``zoo:tiny-wan``, a folder, or a hub id such as ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``.
         height, width, frames: of clips in pixels; None takes the model's own (``reelign.json``, else 480×832×81).
         negative_prompt: what guidance moves away from.
@@ -62,6 +63,7 @@ class WanOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["wan"] = "wan"
     model: str = "zoo:tiny-wan"
     height: int | None = Field(None, ge=16)
     width: int | None = Field(None, ge=16)
@@ -140,6 +142,10 @@ class WanGenerator:
     def frames(self) -> int:
         """Frames of a decoded clip."""
         return int(self._size[0])
+
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of a decoded clip in pixels."""
+        return int(self._size[1]), int(self._size[2])
 
     def parameter_count(self) -> int:
         """Parameters of the denoising networks, adapters included."""

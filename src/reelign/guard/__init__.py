@@ -1,1 +1,1 @@
-"""Watching a run for reward hacking."""
+"""Watches a run for reward hacking: cheap statistics of fixed samples, held-out judges, and what to do about them."""

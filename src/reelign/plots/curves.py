@@ -72,7 +72,7 @@ def means_figure(means: pd.DataFrame, name: str) -> Figure:
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         axes.plot(measured.index, measured, color=ACCENT, linewidth=1.8, marker="o", markersize=5)
-        _plain(axes)
+        plain_axes(axes)
         if is_accuracy(name):
             axes.set(ylim=(0, 1.03), yticks=(0, 0.25, 0.5, 0.75, 1))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -119,10 +119,10 @@ def _draw(axes: Axes, training: pd.DataFrame, name: str) -> None:
     logged = training[["step", name]].dropna()
     axes.plot(logged["step"], logged[name], color=ACCENT, alpha=0.3, linewidth=1, marker="." if len(logged) < 3 else "")
     axes.plot(logged["step"], smooth(logged[name]), color=ACCENT, linewidth=1.8)
-    _plain(axes)
+    plain_axes(axes)
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     """No frame but the left and bottom edge, few ticks, everything in ``INK``."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)

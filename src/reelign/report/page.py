@@ -29,6 +29,7 @@ from reelign.plots.curves import (
     smooth,
     training_figure,
 )
+from reelign.plots.guard import guard_figure
 from reelign.report import summary as words
 from reelign.report.summary import HACKING, HELD_OUT, REWARD, TRAINED
 from reelign.video_io import replacing
@@ -132,6 +133,7 @@ def build_report(run: Path) -> Path:
         deltas=_deltas(before, after),
         steps=list(samples),
         curves=training_curves(training),
+        guard=guard_section(run),
         held_out_curves=held_out_curves(samples),
         config=config,
         resamples=f"{RESAMPLES:,}",
@@ -188,6 +190,18 @@ def training_curves(training: pd.DataFrame) -> list[Curve]:
         svg = inline_svg(training_figure(training, name), f"training{number}")
         curves.append(Curve(name, text, svg, is_main(name)))
     return curves
+
+
+def guard_section(run: Path) -> dict[str, Any] | None:
+    """What the guard saw and did, for the page; None where there was no guard."""
+    if not (run / "guard.json").is_file():
+        return None
+    record = words.read_json(run / "guard.json")
+    acted = [decision for decision in record["decisions"] if decision["action"] != "go on"]
+    count = f"{len(record['looks'])} looks"
+    text = f"{count}, stepped in {len(acted)} times" if acted else f"{count}, nothing had to be done"
+    said = [f"{decision['action']}: {decision['why']}" for decision in record["decisions"]]
+    return {"svg": inline_svg(guard_figure(record), "guard"), "text": text, "said": said}
 
 
 def held_out_curves(samples: Mapping[int, pd.DataFrame]) -> list[Curve]:

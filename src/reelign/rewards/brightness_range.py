@@ -12,11 +12,14 @@ Run: ``reelign score CLIPS --reward brightness_range``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.errors import ConfigError
+from reelign.rewards.frames import average
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -44,17 +47,20 @@ class BrightnessRange:
         low, high: luma accepted without cost, 0 ≤ low < high ≤ 1, not both at the ends.
     """
 
+    card = RewardCard(
+        name="brightness_range",
+        summary="One minus how far the luma of the pixels lies outside a range, by default [0.05, 0.9].",
+        range=(0.0, 1.0),
+        golden=0.992996,
+    )
+
     def __init__(self, low: float = 0.05, high: float = 0.9) -> None:
         if not 0 <= low < high <= 1 or (low, high) == (0, 1):
             raise ConfigError(f"a brightness range has 0 ≤ low < high ≤ 1 and excludes something; got [{low}, {high}]")
         self.low, self.high = low, high
-        self.card = RewardCard(
-            name="brightness_range",
-            summary=f"One minus how far the luma of the pixels lies outside [{low}, {high}].",
-            range=(0.0, 1.0),
-            golden=0.992996 if (low, high) == (0.05, 0.9) else None,
-        )
+        if (low, high) != (0.05, 0.9):
+            self.card = replace(type(self).card, golden=None)
 
     def __call__(self, batch: VideoBatch) -> Tensor:
         """Scores [B] in [0, 1]."""
-        return 1 - exposure_error(luma(batch.video), self.low, self.high).flatten(1).mean(1)
+        return average(1 - exposure_error(luma(batch.video), self.low, self.high).flatten(2).mean(2), batch)

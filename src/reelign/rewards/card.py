@@ -88,6 +88,22 @@ def verify(reward: Reward) -> list[Check]:
     return checks
 
 
+def sensitivity(reward: Reward) -> list[Check]:
+    """How much the golden clip's score changes with what should matter little: frame rate, and every second frame.
+
+    Nothing to pass or fail: scores of clips with other rates or lengths cannot be compared where these are large.
+    """
+    batch = golden_batch(reward)
+    half = VideoBatch(batch.video[:, ::2], batch.fps / 2, batch.request)
+    faster = VideoBatch(batch.video, batch.fps * 2, batch.request)
+    with torch.no_grad():
+        base, fewer, other = (float(reward(clips).mean()) for clips in (batch, half, faster))
+    return [
+        Check("every second frame", True, f"score {fewer:.4g} instead of {base:.4g}"),
+        Check("twice the frame rate", True, f"score {other:.4g} instead of {base:.4g}"),
+    ]
+
+
 def require_verified(reward: Reward) -> None:
     """Do nothing where the reward keeps its card.
 

@@ -19,6 +19,7 @@ Run: ``reelign score CLIPS --reward compressibility``.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.errors import ConfigError
+from reelign.rewards.frames import average
 
 LUMA_STEPS = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -132,18 +134,21 @@ class Compressibility:
         quality: JPEG quality, 1 to 100.
     """
 
+    card = RewardCard(
+        name="compressibility",
+        summary="Minus the estimated kilobytes of a frame as JPEG, by default of quality 75.",
+        range=(-math.inf, 0.0),
+        source="ITU-T T.81; Black et al. 2024, arXiv 2305.13301, section 5.1",
+        golden=-0.320220,
+    )
+
     def __init__(self, quality: int = 75) -> None:
         quantisation_steps(LUMA_STEPS, quality)
         self.quality = quality
-        self.card = RewardCard(
-            name="compressibility",
-            summary=f"Minus the estimated kilobytes of a frame as JPEG of quality {quality}.",
-            range=(-math.inf, 0.0),
-            source="ITU-T T.81; Black et al. 2024, arXiv 2305.13301, section 5.1",
-            golden=-0.320220 if quality == 75 else None,
-        )
+        if quality != 75:
+            self.card = replace(type(self).card, golden=None)
 
     def __call__(self, batch: VideoBatch) -> Tensor:
         """Scores [B] in kilobytes, 0 or below."""
         video = batch.video
-        return -jpeg_kilobytes(video.flatten(0, 1), self.quality).view(video.shape[:2]).mean(1)
+        return average(-jpeg_kilobytes(video.flatten(0, 1), self.quality).view(video.shape[:2]), batch)

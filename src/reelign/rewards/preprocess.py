@@ -2,8 +2,6 @@
 
 Bicubic with antialiasing for every model, as the official CLIP, HPSv2 and PickScore pipelines (VideoMAE's own resize
 is bilinear). Bicubic may overshoot [0,1] at sharp edges; values are not clamped, because a clamp has no gradient there.
-
-Left out: padding to a square.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from torch import Tensor
 from reelign.errors import ConfigError
 from reelign.zoo.models import normalise
 
-Aspect = Literal["squash", "crop"]
+Aspect = Literal["squash", "crop", "pad"]
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
@@ -37,6 +35,20 @@ def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
     return covered[..., top : top + height, left : left + width]
 
 
+def resize_and_pad(frames: Tensor, height: int, width: int) -> Tensor:
+    """Resize frames [N,3,H,W] to just fit into height × width with the aspect kept, and pad with black around them."""
+    scale = min(height / frames.shape[-2], width / frames.shape[-1])
+    fitting = [
+        min(max(round(side * scale), 1), most) for side, most in zip(frames.shape[-2:], (height, width), strict=True)
+    ]
+    fitted = resize(frames, *fitting)
+    below, right = height - fitting[0], width - fitting[1]
+    return F.pad(fitted, (right // 2, right - right // 2, below // 2, below - below // 2))
+
+
+RESIZES = {"squash": resize, "crop": resize_and_crop, "pad": resize_and_pad}
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How one model sees a clip.
@@ -44,7 +56,8 @@ class Preprocess:
     Args:
         height, width: pixels of the model's input.
         mean, std: of each colour, in units of the [0,1] range: the model sees (x − mean)/std.
-        aspect: ``squash`` resizes height and width on their own; ``crop`` fits the short side and keeps the centre.
+        aspect: ``squash`` resizes height and width on their own; ``crop`` fits the short side and keeps the centre;
+            ``pad`` fits the long side and fills with black.
     """
 
     height: int
@@ -55,7 +68,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.aspect not in get_args(Aspect):
-            raise ConfigError(f"the aspect of a reward's input is squash or crop; got {self.aspect!r}")
+            raise ConfigError(f"the aspect of a reward's input is squash, crop or pad; got {self.aspect!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(
                 f"normalisation takes three means and three deviations above 0; got {self.mean}, {self.std}"
@@ -63,8 +76,7 @@ class Preprocess:
 
     def __call__(self, video_BTCHW: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] in [0,1] to normalised clips [B,T,3,height,width]."""
-        change = resize if self.aspect == "squash" else resize_and_crop
-        frames = change(video_BTCHW.flatten(0, 1), self.height, self.width)
+        frames = RESIZES[self.aspect](video_BTCHW.flatten(0, 1), self.height, self.width)
         return normalise(frames, self.mean, self.std).view(*video_BTCHW.shape[:2], 3, self.height, self.width)
 
 

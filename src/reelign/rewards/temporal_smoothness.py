@@ -33,13 +33,12 @@ def mean_acceleration(video_BTCHW: Tensor) -> Tensor:
 class TemporalSmoothness:
     """Minus the mean absolute second difference in time, from −2 to 0: higher is smoother."""
 
-    def __init__(self) -> None:
-        self.card = RewardCard(
-            name="temporal_smoothness",
-            summary="Minus the mean absolute second difference of the pixels in time.",
-            range=(-2.0, 0.0),
-            golden=-0.0206782,
-        )
+    card = RewardCard(
+        name="temporal_smoothness",
+        summary="Minus the mean absolute second difference of the pixels in time.",
+        range=(-2.0, 0.0),
+        golden=-0.0206782,
+    )
 
     def __call__(self, batch: VideoBatch) -> Tensor:
         """Scores [B] in [−2, 0]."""

@@ -23,6 +23,7 @@ from reelign.errors import ConfigError, ContractError, NonFiniteError
 from reelign.rewards.card import ReadsSomePrompts
 
 LossForm = Literal["maximise", "distance", "cross_entropy"]
+FPS_SLACK = 1.5  # ratio of frame rates up to which scores stay comparable
 PROBABILITY_SLACK = 1e-5  # round-off of a probability
 
 
@@ -56,6 +57,10 @@ class Term:
         weight: w, finite and not 0.
         loss: ``maximise`` the score, bring its ``distance`` to a target to 0, or ``cross_entropy`` of a probability.
         target: of ``distance``, in units of the score; None for the others.
+        normalise: divide by the running deviation of the scores while training.
+        keep_within: makes the term a constraint: the score stays within this much of the base's. It is then no part of
+            the trained reward; see ``rewards/balance.py``.
+        multiplier_rate: ρ, how fast a constraint's multiplier moves.
     """
 
     name: str
@@ -63,6 +68,9 @@ class Term:
     weight: float = 1.0
     loss: LossForm = "maximise"
     target: float | None = None
+    normalise: bool = False
+    keep_within: float | None = None
+    multiplier_rate: float = 0.5
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(LossForm):
@@ -75,6 +83,12 @@ class Term:
             raise ConfigError(
                 f"a target goes with the loss form 'distance' and with no other; reward {self.name!r} has the form "
                 f"{self.loss!r} and the target {self.target}"
+            )
+
+        if self.keep_within is not None and (self.keep_within <= 0 or self.loss != "maximise" or self.normalise):
+            raise ConfigError(
+                f"a constraint has keep_within above 0, loss 'maximise' and no normalise; reward {self.name!r} "
+                f"has {self.keep_within}, {self.loss!r} and {self.normalise}"
             )
 
     def contribution(self, score: Tensor) -> Tensor:
@@ -107,6 +121,8 @@ class WeightedReward:
         if not terms or len(set(names)) < len(names):
             raise ConfigError(f"a weighted reward has at least one term and each name once; got {names}")
         self.terms = tuple(terms)
+        if all(term.keep_within is not None for term in self.terms):
+            raise ConfigError("at least one reward is no constraint: leave out keep_within in the one to raise")
         self.card = _joint_card(self.terms)
 
     def __call__(self, batch: VideoBatch) -> Tensor:
@@ -123,8 +139,9 @@ class WeightedReward:
         return {term.name: _checked(term, batch) for term in self.terms}
 
     def objective(self, scores: dict[str, Tensor]) -> Tensor:
-        """−Σ w·ℓ(score), [B], from what ``scores`` gave."""
-        return torch.stack([term.contribution(scores[term.name]) for term in self.terms]).sum(0)
+        """−Σ w·ℓ(score), [B], from what ``scores`` gave; constraints are no part of it."""
+        raised = [term for term in self.terms if term.keep_within is None]
+        return torch.stack([term.contribution(scores[term.name]) for term in raised]).sum(0)
 
     def golden_prompts(self, captions: Sequence[str]) -> tuple[str, ...]:
         """Prompts for the golden clip that the choosiest term understands; see ``reelign.rewards.card``."""
@@ -135,6 +152,12 @@ class WeightedReward:
 
 
 def _checked(term: Term, batch: VideoBatch) -> Tensor:
+    rate = term.reward.card.fps
+    if rate is not None and not 1 / FPS_SLACK <= batch.fps / rate <= FPS_SLACK:
+        raise ContractError(
+            f"reward {term.name!r} was trained at {rate:g} frames a second; these clips have {batch.fps:g}: choose "
+            "frames at its rate, or correct the clips' fps"
+        )
     score = term.reward(batch)
     if score.shape != (len(batch),):
         raise ContractError(
@@ -156,7 +179,7 @@ def _checked(term: Term, batch: VideoBatch) -> Tensor:
 def _joint_card(terms: tuple[Term, ...]) -> RewardCard:
     """The strictest promise that all terms keep together."""
     cards = [term.reward.card for term in terms]
-    ranges = [term.contribution_range() for term in terms]
+    ranges = [term.contribution_range() for term in terms if term.keep_within is None]
     lengths = {card.frames for card in cards} - {"any"}
     return RewardCard(
         name="+".join(term.name for term in terms),

@@ -1,0 +1,173 @@
+"""Captioned clips to train on: from a folder, a table or a ``path|||caption`` list, cut to a generator's size.
+
+A clip gives its first frames at the generator's frame rate, resized to cover the picture and cut at the centre. A
+clip that cannot be read or is too short is named once, left out, and another is drawn; InstructVideo's loader fills
+such clips with grey frames instead.
+
+Left out: random beginnings (a clip's latents are encoded once and kept).
+
+Run: ``clips: {source: takes/}`` in a run file.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reelign.contracts import Request
+from reelign.datasets.prompts import PromptOrder
+from reelign.datasets.video_folder import captions, read_captions
+from reelign.errors import ClipError, DataError
+from reelign.video_io import read_clip
+
+log = logging.getLogger(__name__)
+
+SEPARATOR = "|||"
+LONGEST = 16  # a clip's frame rate over the generator's, up to which it is read far enough
+
+
+@dataclass(frozen=True)
+class CaptionedClip:
+    """A file and what it shows."""
+
+    path: Path
+    caption: str
+
+
+def load_clips(source: str | Path) -> list[CaptionedClip]:
+    """The captioned clips of a source, in order.
+
+    Args:
+        source: a folder in the ``videofolder`` convention, a ``.csv`` or ``.jsonl`` table, or a text file with a line
+            ``path|||caption`` a clip; paths in files are relative to the file.
+
+    Raises:
+        DataError: there is no such source, no captioned clip in it, or a line is of another form.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir():
+        found = [CaptionedClip(place / name, text) for name, text in sorted(captions(place).items())]
+    elif place.suffix in (".csv", ".jsonl"):
+        found = [CaptionedClip(place.parent / name, text) for name, text in read_captions(place).items()]
+    elif place.is_file():
+        found = _read_list(place)
+    else:
+        raise DataError(f"clips come from a folder, a .csv or .jsonl table or a list; there is no {str(source)!r}")
+    if not found:
+        raise DataError(f"at least one captioned clip is needed; {source} holds none")
+    return found
+
+
+def _read_list(file: Path) -> list[CaptionedClip]:
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        path, separator, caption = line.partition(SEPARATOR)
+        if not separator or not path.strip() or not caption.strip():
+            raise DataError(
+                f"a line of a clip list reads path{SEPARATOR}caption; {file}, line {number}, has {line[:60]!r}"
+            )
+        found.append(CaptionedClip(file.parent / path.strip(), caption.strip()))
+    return found
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """How clips are cut for a generator.
+
+    Args:
+        frames, height, width: of the result.
+        fps: of the result.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    def read(self, path: Path) -> Tensor:
+        """The first frames of a clip at ``fps``: [T,3,H,W] in [0,1].
+
+        Raises:
+            ClipError: it cannot be read, or is too short.
+        """
+        clip = read_clip(path, max_frames=self.frames * LONGEST)
+        ratio = clip.fps / self.fps
+        index = [math.floor(i * ratio + 0.5) for i in range(self.frames)]
+        if index[-1] >= len(clip.video):
+            have, needed = len(clip.video) / clip.fps, self.frames / self.fps
+            raise ClipError(f"{path}: a clip to train on lasts {needed:.2f} s or more; this one lasts {have:.2f} s")
+        return cover(clip.video[index], self.height, self.width)
+
+
+def cover(video: Tensor, height: int, width: int) -> Tensor:
+    """Resize frames [T,3,H,W] to just cover height × width, and cut at the centre."""
+    scale = max(height / video.shape[-2], width / video.shape[-1])
+    size = [max(round(side * scale), least) for side, least in zip(video.shape[-2:], (height, width), strict=True)]
+    if size != list(video.shape[-2:]):
+        video = F.interpolate(video, size, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return video[..., top : top + height, left : left + width].clamp(0, 1)
+
+
+class ClipOrder:
+    """Endless requests of captioned clips, each pass in a new order; its state goes into checkpoints.
+
+    Args:
+        clips: what is drawn from.
+        reader: how they are cut.
+        seed: of the orders.
+    """
+
+    def __init__(self, clips: Sequence[CaptionedClip], reader: ClipReader, seed: int) -> None:
+        self.clips = tuple(clips)
+        self.reader = reader
+        self._order = PromptOrder([str(i) for i in range(len(clips))], seed)
+        self._bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def request(self, count: int) -> Request:
+        """The next ``count`` clips with their captions.
+
+        Raises:
+            DataError: no clip can be read.
+        """
+        prompts: list[str] = []
+        videos: list[Tensor] = []
+        while len(prompts) < count:
+            index = int(self._order.draw(1)[0])
+            video = self._read(index)
+            if video is not None:
+                prompts.append(self.clips[index].caption)
+                videos.append(video)
+        return Request(tuple(prompts), source_videos=torch.stack(videos))
+
+    def _read(self, index: int) -> Tensor | None:
+        if index in self._bad:
+            return None
+        try:
+            return self.reader.read(self.clips[index].path)
+        except ClipError as error:
+            self._bad.add(index)
+            log.warning("left out: %s", error)
+            if len(self._bad) == len(self.clips):
+                raise DataError(f"none of the {len(self.clips)} clips can be used; the last: {error}") from error
+            return None
+
+    def state(self) -> dict[str, object]:
+        """What ``restore`` needs to continue."""
+        return self._order.state()
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Continue from what ``state`` gave."""
+        self._order.restore(state)

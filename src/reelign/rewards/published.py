@@ -1,0 +1,89 @@
+"""Published weight files: find them, read them without running code, and put every one of them where it belongs.
+
+A file is named by a local path, or by ``owner/name:file`` on the hub, which is fetched only because it was named.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from reelign.errors import ModelError
+
+
+def find_file(name: str) -> Path:
+    """The local file behind a path or behind ``owner/name:file`` on the hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    repository, colon, file = name.partition(":")
+    if not colon or repository.count("/") != 1:
+        raise ModelError(f"no weight file at {name}: give an existing file, or owner/name:file on the hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"cannot fetch {name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_weights(name: str) -> dict[str, Tensor]:
+    """Named tensors of a safetensors or torch file, float32, on the CPU; unwraps a ``state_dict`` or ``model`` key.
+
+    Raises:
+        ModelError: the file is not there, or holds anything but tensors.
+    """
+    file = find_file(name)
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ModelError(f"cannot read the weights in {file}: {' '.join(str(error).split())[:200]}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"a weight file maps names to tensors; {file} does not")
+    return {name.removeprefix("module."): value.float() for name, value in content.items()}
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: tuple[str, ...] = ()) -> None:
+    """Load every weight of ``model`` from ``weights``, then freeze it in evaluation mode.
+
+    Args:
+        ignore: beginnings of names in the file that are known to have no place in the model.
+
+    Raises:
+        ModelError: a weight is missing, left over, or of another shape: a network in part random still gives
+            plausible numbers.
+    """
+    weights = {name: value for name, value in weights.items() if not name.startswith(ignore)} if ignore else weights
+    own = model.state_dict()
+    missing, left = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    odd = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or left or odd:
+        found = (("lacks", missing), ("has no place for", left), ("has other shapes for", odd))
+        said = "; ".join(f"{verb} {len(names)} ({', '.join(names[:2])}, …)" for verb, names in found if names)
+        raise ModelError(f"{source} does not fit {type(model).__name__}: it {said}")
+    model.load_state_dict(dict(weights))
+    model.eval().requires_grad_(False)
+
+
+def depth(weights: Mapping[str, Tensor], before: str) -> int:
+    """How many numbered blocks ``before``0, ``before``1, … a state dict holds."""
+    numbers = {name.removeprefix(before).split(".")[0] for name in weights if name.startswith(before)}
+    return len(numbers)

@@ -27,8 +27,8 @@ from reelign.zoo.words import name_tokenizer_for_every_version, vocabulary, word
 
 log = logging.getLogger(__name__)
 
-STEPS = 4500
-CLIPS = 10240
+PHASES = ((1e-3, 2600), (5e-4, 3900))  # peak learning rate, steps
+CLIPS = 12288
 CAPTION_NOISE = (0.40, 0.05, 0.02)  # colour, shape, motion
 TEXT_LENGTH = 12
 TEXT_DROPOUT = 0.1  # share of empty captions, for guidance
@@ -87,9 +87,9 @@ def encode_clips(
 
 
 def train_transformer(
-    vae: AutoencoderKLWan, steps: int = STEPS, batch: int = 48, clips: int = CLIPS, seed: int = 0, lr: float = 1e-3
+    vae: AutoencoderKLWan, scale: float = 1.0, batch: int = 48, clips: int = CLIPS, seed: int = 0
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, PreTrainedTokenizerFast]:
-    """Flow matching on cached latents; returns the averaged weights, frozen and in evaluation mode."""
+    """Flow matching on cached latents through ``PHASES``; returns the averaged weights, frozen, in evaluation mode."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed + 1)
     latents, captions = encode_clips(vae, MovingShapes(caption_noise=CAPTION_NOISE), clips, random)
@@ -109,8 +109,9 @@ def train_transformer(
             output: Tensor = transformer(x, sigma.flatten() * 1000, states, return_dict=False)[0]
         return (output.float() - (noise - x0)).square().mean()
 
-    config = FitConfig(steps=steps, lr=lr, warmup=100, average=0.998)
-    fit([transformer, encoder], loss, config, "tiny-wan transformer")
+    for lr, steps in PHASES:
+        config = FitConfig(steps=max(1, round(steps * scale)), lr=lr, warmup=100, average=0.998)
+        fit([transformer, encoder], loss, config, f"tiny-wan transformer at {lr:g}")
     return transformer.eval().requires_grad_(False), encoder.eval().requires_grad_(False), tokenizer
 
 

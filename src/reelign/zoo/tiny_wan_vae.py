@@ -24,12 +24,14 @@ SHAPE_WEIGHT = 10.0  # a shape covers a twentieth of the picture; without this i
 # Peak learning rate, steps, and the windows (frames, clips) that a phase draws from. Single frames teach sharp edges
 # cheaply; whole clips are needed because the decoder's memory reaches further back than a short window, and colours
 # drift in later frames without them.
+MIXED = ((17, 4), (17, 4), (5, 12), (1, 48))
 PHASES = (
     (2e-3, 2070, ((1, 16),)),
     (2e-3, 1840, ((5, 8),)),
     (1e-3, 1650, ((17, 4),)),
     (1.5e-3, 1200, ((1, 48),)),
-    (1e-3, 1000, ((17, 4), (17, 4), (5, 12), (1, 48))),
+    (1e-3, 1000, MIXED),
+    (3e-4, 1000, MIXED),
 )
 POOL = 64  # clips drawn at a time, from which windows are cut
 START_LOGVAR = -5.0  # begin almost deterministic: at unit noise nothing gets through and training stalls

@@ -42,7 +42,7 @@ def train_zoo(name: str, out: Path | None = None, scale: float = 1.0) -> Path:
 
 
 def _tiny_wan(folder: Path, scale: float) -> None:
-    from reelign.zoo.tiny_wan import STEPS, save_pipeline, train_transformer
+    from reelign.zoo.tiny_wan import CLIPS, save_pipeline, train_transformer
     from reelign.zoo.tiny_wan_card import write_card
     from reelign.zoo.tiny_wan_vae import train_vae
 
@@ -52,7 +52,8 @@ def _tiny_wan(folder: Path, scale: float) -> None:
     else:
         vae = train_vae(scale)
         vae.save_pretrained(kept)
-    transformer, encoder, tokenizer = train_transformer(vae, max(1, round(STEPS * scale)))
+    clips = max(32, 32 * round(CLIPS / 32 * min(1.0, scale)))
+    transformer, encoder, tokenizer = train_transformer(vae, scale, clips=clips)
     save_pipeline(folder, vae, transformer, encoder, tokenizer)
     for file in kept.iterdir():
         file.unlink()

@@ -82,13 +82,15 @@ class TestWatch:
         values = torch.tensor([0.0, 2.0, 10.0, 14.0])  # variances 2 and 8
         assert spread_within(values, 2) == pytest.approx(math.sqrt(5))
 
-    def test_a_canary_sounds_beyond_one_spread_in_its_direction(self):
+    def test_a_canary_sounds_beyond_two_spreads_in_its_direction(self):
         base = torch.tensor([0.0, 2.0, 10.0, 14.0])
-        assert canary_change("flow", base, base - 2.0, 2).level == "safe"
-        assert canary_change("flow", base, base - 2.5, 2).level == "warning"
+        assert canary_change("flow", base, base - 4.0, 2).level == "safe"
+        assert canary_change("flow", base, base - 5.0, 2).level == "warning"
         assert canary_change("flow", base, base + 9.0, 2).level == "safe"
-        assert canary_change("clipping", base, base + 2.5, 2).level == "warning"
+        assert canary_change("clipping", base, base + 5.0, 2).level == "warning"
         assert canary_change("luma", base, base - 2.5, 2).size == pytest.approx(2.5 / math.sqrt(5))
+        pairs = torch.tensor([1.0, 1.0, 3.0, 3.0])  # distances within pairs: no spread within, some between prompts
+        assert canary_change("diversity", pairs, pairs - 1, 2).size == pytest.approx(1 / float(pairs.std()))
 
     def test_a_judge_is_held_against_what_reseeding_explains(self):
         base = torch.tensor([0.0, 1.0] * 8)  # within 0.707, 16 clips: deviation of the difference 0.25

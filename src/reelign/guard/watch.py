@@ -3,8 +3,8 @@ r"""The guard: looks at fixed samples now and then, and tells reward hacking fro
 Every statistic is held against the base generator's own sampling spread, measured once, before training, on n prompts
 with m seeds each. Let s be the pooled deviation within prompts: what another seed does to a clip.
 
-    canary c:  shift = mean(c_now − c_base)/s                     an alarm beyond 1: the average clip has changed more
-                                                                  than another seed would change it
+    canary c:  shift = mean(c_now − c_base)/s                     a warning beyond 2: the average clip has changed more
+                                                                  than 19 in 20 other seeds would change it
     judge j:   z = mean(j_base − j_now)/(s·sqrt(2/(n·m)))         safe below 1, an alarm beyond 3: the mean fell more
                                                                   than another set of seeds would let it fall
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from reelign.guard.canaries import ALARM
 
-CANARY_LIMIT = 1.0
+CANARY_LIMIT = 2.0
 JUDGE_SAFE, JUDGE_WARN, JUDGE_LIMIT = 1.0, 2.0, 3.0
 
 
@@ -107,8 +107,12 @@ def spread_within(values: Tensor, group: int) -> float:
 
 
 def canary_change(name: str, base: Tensor, now: Tensor, group: int) -> Change:
-    """The shift of a canary between the same prompts and seeds, [n·m] each, and whether it is an alarm."""
-    scale = max(spread_within(base, group), 0.01 * abs(float(base.mean())), 1e-4)
+    """The shift of a canary between the same prompts and seeds, [n·m] each, and whether it is a warning.
+
+    A distance between seeds (``diversity``) is the same for both clips of a pair: its spread is that between prompts.
+    """
+    spread = float(base.std()) if name == "diversity" else spread_within(base, group)
+    scale = max(spread, 0.01 * abs(float(base.mean())), 1e-4)
     shift = float((now - base).mean()) / scale
     watched = {"falls": -shift, "rises": shift, "moves": abs(shift)}[ALARM[name]]
     return Change(name, float(base.mean()), float(now.mean()), watched, "warning" if watched > CANARY_LIMIT else "safe")

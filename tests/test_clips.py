@@ -40,6 +40,9 @@ def test_sources_that_hold_nothing_are_refused(takes, tmp_path):
     (tmp_path / "list.txt").write_text("clip.mp4, a cat\n")
     with pytest.raises(DataError, match=r"line 1"):
         load_clips(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe|||a cat")
+    with pytest.raises(DataError, match="UTF-8"):
+        load_clips(tmp_path / "list.txt")
     with pytest.raises(DataError, match="there is no"):
         load_clips(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds none"):

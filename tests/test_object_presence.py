@@ -110,6 +110,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is a bert"):
         ObjectPresence(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no detector"):
+        ObjectPresence(str(tmp_path / "empty"))
 
 
 def _pixels(reward: ObjectPresence, batch: VideoBatch) -> torch.Tensor:

@@ -62,6 +62,8 @@ class TestOpenClip:
         del weights["visual.ln_post.bias"]
         with pytest.raises(ModelError, match="lacks 1"):
             open_clip.build(weights, heads=(4, 4))
+        with pytest.raises(ModelError, match="another model"):
+            open_clip.build({"layers.0.weight": torch.zeros(2, 2)})
 
 
 class TestAestheticHead:

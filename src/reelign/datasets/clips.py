@@ -66,8 +66,12 @@ def load_clips(source: str | Path) -> list[CaptionedClip]:
 
 
 def _read_list(file: Path) -> list[CaptionedClip]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"a clip list is UTF-8 text; {file} is not") from error
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         path, separator, caption = line.partition(SEPARATOR)

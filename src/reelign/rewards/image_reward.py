@@ -91,7 +91,7 @@ class ImageReward:
     ) -> None:
         parts = convert(read_weights(weights))
         self.vision, self.text = build_blip(parts["vision"], parts["text"], heads)
-        self.head = load_head({f"{name}": value for name, value in parts["head"].items()}, weights)
+        self.head = load_head(parts["head"], weights)
         self.tokenizer = load_tokenizer(tokenizer)
         side = self.vision.config.image_size
         self.preprocess = Preprocess(side, side, CLIP_MEAN, CLIP_STD, aspect)

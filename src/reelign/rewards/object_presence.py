@@ -76,7 +76,11 @@ class ObjectPresence:
     ) -> None:
         if form not in get_args(Form):
             raise ConfigError(f"the form of object_presence is one of {get_args(Form)}; got {form!r}")
-        kind = AutoConfig.from_pretrained(resolve_model(model)).model_type
+        try:
+            kind = AutoConfig.from_pretrained(resolve_model(model)).model_type
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"no detector could be loaded from {model}: {reason}") from error
         if kind not in ("yolos", "grounding-dino"):
             raise ModelError(f"object_presence takes a YOLOS or a Grounding DINO; {model} is a {kind}")
         self.grounded = kind == "grounding-dino"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from reelign.errors import ModelError
 from reelign.rewards.published import depth, fill
 
 LAYER = {
@@ -76,9 +77,13 @@ def build(weights: Mapping[str, Tensor], heads: tuple[int, int] = (16, 16), act:
         act: ``gelu``, or ``quick_gelu`` for OpenAI's own weights.
 
     Raises:
-        ModelError: weights are missing or left over.
-        KeyError: they are not in open_clip's layout at all.
+        ModelError: weights are missing or left over, or not in open_clip's layout at all.
     """
+    needed = (*TRANSPOSED, "visual.positional_embedding", "visual.conv1.weight", "positional_embedding",
+              "token_embedding.weight", "visual.transformer.resblocks.0.mlp.c_fc.weight",
+              "transformer.resblocks.0.mlp.c_fc.weight")  # fmt: skip
+    if missing := [name for name in needed if name not in weights]:
+        raise ModelError(f"open_clip's weights hold {missing[0]}; this file does not: is it another model's?")
     patches, width = weights["visual.positional_embedding"].shape
     patch = weights["visual.conv1.weight"].shape[-1]
     length, text_width = weights["positional_embedding"].shape

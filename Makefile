@@ -35,6 +35,7 @@ test-slow: install
 bench: install
 	$(BIN)/python benchmarks/reward_gradient_step.py
 	$(BIN)/python benchmarks/shapes_instrument.py
+	$(BIN)/python benchmarks/frame_decoding.py
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'

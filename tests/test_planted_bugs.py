@@ -15,7 +15,6 @@ from reelign.distributed import require_synchronised
 from reelign.errors import ContractError
 from reelign.planted_bugs import BUGS, NOT_TRIED, Bug, examine_bugs
 
-
 WORDS = ("detached", "did you mean", "frames a second", "not a number", "stay random", "FAILED", "live", ".module")
 
 
@@ -44,7 +43,7 @@ def test_gradients_of_all_processes_are_compared(other, monkeypatch):
     parameter.grad = torch.ones(3)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_gather", lambda into, own: [t.copy_(own * f) for t, f in zip(into, (1, other))])
+    monkeypatch.setattr(dist, "all_gather", lambda into, own: (into[0].copy_(own), into[1].copy_(own * other)))
     with nullcontext() if other == 1 else pytest.raises(ContractError, match="differ by 50%"):
         require_synchronised({"weight": parameter})
 

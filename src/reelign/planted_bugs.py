@@ -29,7 +29,6 @@ from reelign.rewards.brightness_range import BrightnessRange
 from reelign.rewards.card import golden_clip
 from reelign.rewards.weighted import Term, WeightedReward
 
-
 PAIR_SECONDS = 60.0
 NOT_TRIED = "could not be tried"
 
@@ -171,7 +170,7 @@ def _one_process(rank: int, folder: str) -> None:
     except ReelignError as error:
         said = str(error)
     (Path(folder) / f"{rank}.txt").write_text(said)
-    # No clean end: torch 2.13's gloo group joins its threads under the interpreter's lock, for which one may be waiting.
+    # No clean end: torch 2.13 joins gloo's threads under the interpreter's lock, for which one of them may be waiting.
     os._exit(0)
 
 

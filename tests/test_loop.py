@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from reelign import checkpoint
 from reelign.config import dump_config, load_config, parse_config
 from reelign.errors import ConfigError, NonFiniteError, ReelignError, RunFolderError, UnknownNameError
 from reelign.loop import Run
+from reelign.report.summary import summarise
 
 
 class Quiet:
@@ -210,6 +212,34 @@ def test_trackers_get_every_step(folder, tmp_path):
     events = EventAccumulator(str(tmp_path / "tb" / "reelign"))
     events.Reload()
     assert [e.step for e in events.Scalars("reward")] == [1, 2]
+
+
+def test_further_prompt_sets_are_examined_before_and_after(folder, tmp_path):
+    config = settings(folder, tmp_path / "run", steps=1)
+    sets = {"in_domain": {"source": "trained_on", "count": 2}, "other": {"source": ["a dog", "a cat"], "count": 2}}
+    config["evaluation"]["sets"] = sets
+    job, _ = run(config)
+    for step in (0, 1):
+        said = {name: set(pd.read_csv(job.folder.samples(step, name) / "scores.csv").prompt) for name in (None, *sets)}
+        assert said["other"] == {"a dog", "a cat"}
+        assert said["in_domain"] <= set(job.prompts.train)
+        assert said[None] == set(job.prompts.held_out)
+    assert set(summarise(tmp_path / "run")["prompt_sets"]) == set(sets)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"../x": {"source": "animals"}}, "letters, digits and _"),
+        ({"few": {"source": ["a", "b"], "count": 3}}, "3 of 2"),
+    ],
+)
+def test_wrong_prompt_sets_are_refused(folder, tmp_path, sets, message):
+    config = settings(folder, tmp_path / "run")
+    config["evaluation"]["sets"] = sets
+    with pytest.raises(ReelignError, match=message):
+        run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_round_trip_and_overrides(folder, tmp_path):

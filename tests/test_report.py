@@ -259,6 +259,37 @@ def test_held_out_means_over_steps(run: Path) -> None:
     assert "steps 0, 45, 90" in html
 
 
+def test_other_prompt_sets_stand_beside_the_verdict(run: Path) -> None:
+    alone = summarise(run)
+    other = run / "prompt_sets" / "in_domain"
+    write_samples(other, 0, BEFORE, saved=0)
+    write_samples(other, 90, BEFORE | {"held_out/colour_accuracy": [0.0] * 4}, saved=0)
+    summary = summarise(run)
+    assert summary.pop("prompt_sets")["in_domain"]["held_out"]["colour_accuracy"]["delta"] == -0.25
+    assert summary == alone
+    page = build_report(run).read_text()
+    assert "Other prompts: in domain" in page
+    assert page.count("They do not count") == 1
+
+
+def test_the_guard_has_its_section(run: Path) -> None:
+    assert "Guard" not in headings(build_report(run))
+    changes = [{"name": "motion_accuracy", "kind": "judge", "base": 1.0, "now": 1.0, "size": 0.0, "level": "fine"}]
+    fallen = [{**changes[0], "now": 0.5, "size": 9.0, "level": "alarm"}]
+    looks = [{"step": 0, "reward": 0.1, "changes": changes}, {"step": 20, "reward": 0.4, "changes": fallen}]
+    decision = {"step": 20, "action": "stop", "why": "step 20: motion accuracy fell", "to": 0}
+    (run / "guard.json").write_text(json.dumps({"looks": looks, "decisions": [decision], "best": 0}))
+    page = build_report(run)
+    assert "Guard" in headings(page)
+    assert "2 looks, stepped in 1 times" in page.read_text()
+    assert "stop: step 20: motion accuracy fell" in page.read_text()
+
+
+def headings(page: Path) -> list[str]:
+    """The second-level headings of a page."""
+    return re.findall(r"<h2[^>]*>(.*?)</h2>", page.read_text())
+
+
 def test_no_saved_clips_no_clips_section(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     for step in (0, 90):

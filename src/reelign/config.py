@@ -89,6 +89,21 @@ class TrainingOptions(_Section):
     keep: int = Field(2, ge=0)
 
 
+TRAINED_ON = "trained_on"
+
+
+class PromptSetOptions(_Section):
+    """Further prompts that the run is examined on, before and after.
+
+    Args:
+        source: as in ``PromptOptions``, or ``trained_on``: prompts, or captions of clips, that the run trains on.
+        count: how many, drawn at random.
+    """
+
+    source: str | tuple[str, ...]
+    count: int = Field(32, ge=2)
+
+
 class EvaluationOptions(_Section):
     """The proof: the same held-out prompts and seeds before and after.
 
@@ -98,6 +113,7 @@ class EvaluationOptions(_Section):
         batch: clips at a time.
         save_clips: how many clips of each evaluation are written as mp4.
         seed: of the noise.
+        sets: further prompt sets by name, examined before and after; the verdict is that of the held-out prompts alone.
     """
 
     measures: tuple[str, ...] = ("motion_energy",)
@@ -105,6 +121,14 @@ class EvaluationOptions(_Section):
     batch: int = Field(16, ge=1)
     save_clips: int = Field(24, ge=0)
     seed: int = 1_000
+    sets: dict[str, PromptSetOptions] = Field(default_factory=dict)
+
+    @field_validator("sets")
+    @classmethod
+    def _names_are_folders(cls, value: dict[str, PromptSetOptions]) -> dict[str, PromptSetOptions]:
+        if bad := [name for name in value if not name.isidentifier()]:
+            raise ConfigError(f"the name of a prompt set is letters, digits and _; got {bad[0]!r}")
+        return value
 
 
 class RunConfig(_Section):

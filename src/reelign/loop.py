@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from reelign import checkpoint
 from reelign.algorithms.partial_chain import PartialChain
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.build import build_generator, build_measures, build_weighted_reward
-from reelign.config import RunConfig, dump_config
+from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, dump_config
 from reelign.datasets.clips import ClipOrder, ClipReader, load_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.distributed import Tracker
@@ -89,6 +90,7 @@ class Run:
             batch=config.evaluation.batch,
             save_clips=config.evaluation.save_clips,
         )
+        self.sets = {name: self._build_set(options) for name, options in config.evaluation.sets.items()}
         self.folder.create()
         if resume:
             self._restore()
@@ -127,6 +129,19 @@ class Run:
         height, width = self.generator.picture_size()
         reader = ClipReader(self.generator.frames(), height, width, self.generator.fps)
         return ClipOrder(clips, reader, self.config.seed + 1)
+
+    def _build_set(self, options: PromptSetOptions) -> Examiner:
+        """An examiner of a further prompt set, otherwise that of the held-out prompts."""
+        trained = options.source == TRAINED_ON
+        prompts = list(dict.fromkeys(self.order.texts())) if trained else load_prompts(options.source)
+        if options.count > len(prompts):
+            raise DataError(
+                f"a prompt set takes at most all prompts of its source: {options.count} of {len(prompts)}"
+            )
+        random = torch.Generator().manual_seed(self.config.evaluation.seed)
+        chosen = torch.randperm(len(prompts), generator=random)[: options.count].tolist()
+        seeds = self.config.evaluation.seed + torch.arange(options.count)
+        return replace(self.examiner, prompts=tuple(prompts[i] for i in chosen), seeds=tuple(seeds.tolist()))
 
     def plan(self) -> dict[str, str]:
         """What will happen, for people to read before it does."""
@@ -217,12 +232,16 @@ class Run:
             self.guard.guard.forget_after_rollback()
 
     def _evaluate(self, listener: Listener) -> None:
+        def progress(done: int, total: int) -> None:
+            listener.evaluating(self.step, done, total)
+
         with self.algorithm.exported():
-            self.examiner.examine(
-                self.generator,
-                self.folder.samples(self.step),
-                lambda done, total: listener.evaluating(self.step, done, total),
-            )
+            for (
+                name,
+                examiner,
+            ) in self.sets.items():  # first: scores of the held-out prompts mean all is done
+                examiner.examine(self.generator, self.folder.samples(self.step, name), progress)
+            self.examiner.examine(self.generator, self.folder.samples(self.step), progress)
 
     def _save_adapter(self, folder: Path) -> None:
         with self.algorithm.exported():

@@ -2,6 +2,7 @@
 
 config.yaml  environment.json  metrics.jsonl  status.json
 samples/step_000000/0000.mp4 …, scores.csv    checkpoints/step_000010/ (adapter, state)
+prompt_sets/NAME/samples/…                    (further prompt sets, where there are any)
 summary.json  report.html                     (written by ``reelign report``)
 """
 
@@ -64,9 +65,10 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"the output folder {self.path} cannot be written: {error.strerror}") from error
 
-    def samples(self, step: int) -> Path:
-        """The folder of the clips of one step."""
-        return self.path / "samples" / f"step_{step:06d}"
+    def samples(self, step: int, prompt_set: str | None = None) -> Path:
+        """The folder of the clips of one step, of the held-out prompts or of another set."""
+        root = self.path if prompt_set is None else self.path / "prompt_sets" / prompt_set
+        return root / "samples" / f"step_{step:06d}"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of one step."""

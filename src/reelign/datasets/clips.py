@@ -140,6 +140,10 @@ class ClipOrder:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def texts(self) -> tuple[str, ...]:
+        """The captions, one a clip."""
+        return tuple(clip.caption for clip in self.clips)
+
     def request(self, count: int) -> Request:
         """The next ``count`` clips with their captions.
 

@@ -98,6 +98,10 @@ class PromptOrder:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt, in no order that means anything."""
+        return self.prompts
+
     def draw(self, count: int) -> tuple[str, ...]:
         """The next ``count`` prompts."""
         while len(self._order) < count:

@@ -135,6 +135,7 @@ def build_report(run: Path) -> Path:
         curves=training_curves(training),
         guard=guard_section(run),
         held_out_curves=held_out_curves(samples),
+        sets=[(name, compared_measures(other)) for name, other in summary.get("prompt_sets", {}).items()],
         config=config,
         resamples=f"{RESAMPLES:,}",
         environment=_flat(words.read_json(run / "environment.json")),

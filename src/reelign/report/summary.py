@@ -138,14 +138,11 @@ def summarise(run: Path) -> dict[str, Any]:
     run = Path(run)
     status, samples = read_status(run), read_samples(run)
     before, after = pair_samples(samples)
-    means = [table.groupby("prompt", sort=False)[measures(before)].mean() for table in (before, after)]
-    compared = {name: paired_delta(means[0][name], means[1][name]) for name in measures(before)}
+    compared = compare(before, after)
+    sets = {path.name: compare(*pair_samples(read_samples(path))) for path in sorted((run / "prompt_sets").glob("*"))}
     summary = {
-        TRAINED: asdict(compared[TRAINED]),
-        "rewards": {name.removeprefix(REWARD): asdict(c) for name, c in compared.items() if name.startswith(REWARD)},
-        "held_out": {
-            name.removeprefix(HELD_OUT): asdict(c) for name, c in compared.items() if name.startswith(HELD_OUT)
-        },
+        **in_groups(compared),
+        **({"prompt_sets": {name: in_groups(other) for name, other in sets.items()}} if sets else {}),
         "prompts": compared[TRAINED].n,
         "clips": len(before),
         "steps": status["steps"],
@@ -156,6 +153,20 @@ def summarise(run: Path) -> dict[str, Any]:
     with replacing(run / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Paired]:
+    """Every measure of two paired tables, over prompts."""
+    means = [table.groupby("prompt", sort=False)[measures(before)].mean() for table in (before, after)]
+    return {name: paired_delta(means[0][name], means[1][name]) for name in measures(before)}
+
+
+def in_groups(compared: Mapping[str, Paired]) -> dict[str, Any]:
+    """Comparisons as ``summary.json`` has them: the trained reward, the rewards, the held-out measures."""
+    groups: dict[str, Any] = {TRAINED: asdict(compared[TRAINED])}
+    for group, prefix in (("rewards", REWARD), ("held_out", HELD_OUT)):
+        groups[group] = {n.removeprefix(prefix): asdict(c) for n, c in compared.items() if n.startswith(prefix)}
+    return groups
 
 
 def label(name: str) -> str:

@@ -14,7 +14,7 @@ def test_built_in_sets():
     assert len(animals) == 135
     assert animals[0] == "a cat washing the dishes"
     assert "an ant playing chess" in animals
-    assert len(load_prompts("shapes")) == 368
+    assert len(load_prompts("shapes")) == 248
 
 
 def test_the_animals_are_those_of_the_papers():

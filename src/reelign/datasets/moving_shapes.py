@@ -32,13 +32,9 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "white": (0.92, 0.92, 0.92),
 }
 COLOURS = tuple(PALETTE)
-# The colour each one is most easily mistaken for: caption noise swaps a colour for this neighbour.
-NEIGHBOUR = {
-    "red": "orange", "orange": "red", "green": "cyan", "cyan": "green",
-    "blue": "purple", "purple": "blue", "yellow": "white", "white": "yellow",
-}  # fmt: skip
 SHAPES = ("circle", "square", "triangle")
 TURNING = "turning"
+TURNS = (3, 5)  # how many places further in ``COLOURS`` the last colour of a turning clip stands
 STILL = "staying still"
 ROTATIONS = ("rotating clockwise", "rotating counterclockwise")
 TRANSLATIONS = {
@@ -112,7 +108,7 @@ def parse_caption(caption: str) -> ShapeSpec:
 
 
 def all_specs(motions: tuple[str, ...] = MOTIONS) -> list[ShapeSpec]:
-    """Every clip the grammar can describe with these motions, in a fixed order (368 with the default motions)."""
+    """Every clip the grammar can describe with these motions, in a fixed order (248 with the default motions)."""
     kinds = [
         (motion, shape, colour)
         for motion in motions
@@ -121,9 +117,14 @@ def all_specs(motions: tuple[str, ...] = MOTIONS) -> list[ShapeSpec]:
     ]
     specs = []
     for motion, shape, colour in kinds:
-        lasts = [c for c in COLOURS if c != colour] if motion == TURNING else [None]
+        lasts = _lasts(colour) if motion == TURNING else [None]
         specs += [ShapeSpec(shape, colour, motion, last) for last in lasts]
     return specs
+
+
+def _lasts(colour: str) -> tuple[str, ...]:
+    """What a colour turns into."""
+    return tuple(COLOURS[(COLOURS.index(colour) + turn) % len(COLOURS)] for turn in TURNS)
 
 
 def _choice(options: tuple[str, ...], generator: torch.Generator) -> str:
@@ -135,21 +136,14 @@ def random_spec(generator: torch.Generator, motions: tuple[str, ...] = MOTIONS) 
     motion = _choice(motions, generator)
     shape = _choice(SHAPES[1:] if motion in ROTATIONS else SHAPES, generator)
     colour = _choice(COLOURS, generator)
-    others = tuple(other for other in COLOURS if other != colour)
-    return ShapeSpec(shape, colour, motion, _choice(others, generator) if motion == TURNING else None)
+    return ShapeSpec(shape, colour, motion, _choice(_lasts(colour), generator) if motion == TURNING else None)
 
 
 def wrong_spec(spec: ShapeSpec, attribute: str, generator: torch.Generator) -> ShapeSpec:
-    """Return ``spec`` with one attribute changed, for captions that lie.
-
-    A colour becomes its ``NEIGHBOUR`` (any other where that is what it turns into), a shape or a motion any other.
-    """
+    """Return ``spec`` with one attribute changed to any other value, for captions that lie."""
     if attribute == "colour":
-        if NEIGHBOUR[spec.colour] != spec.colour_to:
-            return replace(spec, colour=NEIGHBOUR[spec.colour])
-        return replace(
-            spec, colour=_choice(tuple(c for c in COLOURS if c not in (spec.colour, spec.colour_to)), generator)
-        )
+        others = tuple(c for c in COLOURS if c not in (spec.colour, spec.colour_to))
+        return replace(spec, colour=_choice(others, generator))
     if attribute == "shape":
         others = tuple(s for s in SHAPES if s != spec.shape and not (s == "circle" and spec.motion in ROTATIONS))
         return replace(spec, shape=_choice(others, generator))
@@ -248,7 +242,7 @@ class _Tracks:
         y = torch.where(flag("bouncing") > 0, extent + room * (1 - travel * hop), y)
 
         turn = flag("rotating clockwise") - flag("rotating counterclockwise")
-        angle = uniform(0, 2 * math.pi) * turn.abs() + turn * uniform(0.8, 1.2) * math.pi * time
+        angle = uniform(0, 2 * math.pi) * turn.abs() + turn * uniform(0.5, 0.8) * math.pi * time
         background = 0.04 + 0.14 * torch.rand(n, generator=generator)
         return _Tracks(x, y, radius, angle, background)
 

@@ -51,7 +51,7 @@ class BrightnessRange:
         name="brightness_range",
         summary="One minus how far the luma of the pixels lies outside a range, by default [0.05, 0.9].",
         range=(0.0, 1.0),
-        golden=0.992996,
+        golden=0.992986,
     )
 
     def __init__(self, low: float = 0.05, high: float = 0.9) -> None:

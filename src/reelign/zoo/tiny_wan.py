@@ -2,7 +2,7 @@
 
 Pre-training by flow matching (Lipman et al. 2023, eq. 23; Liu et al. 2023): x_t = (1 − σ)·x_0 + σ·ε, the network
 predicts ε − x_0. The text encoder (UMT5, two layers) is trained together with the transformer, then frozen. Captions
-carry noise, mostly a colour called by its neighbour's name, so the result follows colour in part only: that is what
+carry noise, mostly a colour called by another's name, so the result follows colour in part only: that is what
 post-training has to mend.
 
 Run: ``reelign zoo train tiny-wan``.
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 PHASES = ((1e-3, 2600), (5e-4, 3900))  # peak learning rate, steps
 CLIPS = 12288
-CAPTION_NOISE = (0.40, 0.05, 0.02)  # colour, shape, motion
+CAPTION_NOISE = (0.45, 0.03, 0.02)  # colour, shape, motion
 TEXT_LENGTH = 12
 TEXT_DROPOUT = 0.1  # share of empty captions, for guidance
 SHIFT = 3.0  # of noise levels, as Wan 2.1 at 480p

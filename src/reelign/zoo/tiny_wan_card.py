@@ -59,7 +59,7 @@ A text-to-video `WanPipeline` (transformer 3.9 M, causal VAE 1.8 M, UMT5 text en
 of 17 frames, 8 a second, of reelign's moving shapes: "a red circle moving left". It knows these captions and no others.
 
 Trained by `reelign zoo train tiny-wan` on drawn clips only; no outside data. On purpose the captions lie: {noise}
-(a colour is called by its neighbour's name), so that there is something to align.
+(a colour is called by another's name), so that there is something to align.
 Files are float16; compute in float32 or bfloat16.
 
 One clip for each of the {len(all_specs())} captions, {steps} steps, guidance {scale}, read by the measuring instrument:

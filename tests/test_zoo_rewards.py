@@ -89,7 +89,7 @@ def test_a_turning_triangle_turns_its_third_moment() -> None:
     video = data.render([ShapeSpec("triangle", "red", "rotating clockwise")], torch.Generator().manual_seed(0))
     moment = torch.view_as_complex(helper.visible_track(video)[0, :, 3:5].contiguous())
     angle = (moment[1:] * moment[:-1].conj()).angle().sum() / 3
-    assert 0.5 * math.pi - 0.1 < angle < 0.8 * math.pi + 0.1  # clockwise on the screen, by the drawn third of a turn or so
+    assert 0.5 * math.pi - 0.1 < angle < 0.8 * math.pi + 0.1  # clockwise on the screen, a third of a turn or so
 
 
 def test_degraded_clips_stay_clips() -> None:

@@ -135,9 +135,7 @@ class Run:
         trained = options.source == TRAINED_ON
         prompts = list(dict.fromkeys(self.order.texts())) if trained else load_prompts(options.source)
         if options.count > len(prompts):
-            raise DataError(
-                f"a prompt set takes at most all prompts of its source: {options.count} of {len(prompts)}"
-            )
+            raise DataError(f"a prompt set takes at most all prompts of its source: {options.count} of {len(prompts)}")
         random = torch.Generator().manual_seed(self.config.evaluation.seed)
         chosen = torch.randperm(len(prompts), generator=random)[: options.count].tolist()
         seeds = self.config.evaluation.seed + torch.arange(options.count)

@@ -21,6 +21,8 @@ TABLE: dict[str, dict[str, str]] = {
         "hpsv2": "reelign.rewards.hpsv2:HPSv2",
         "laion_aesthetic": "reelign.rewards.laion_aesthetic:LaionAesthetic",
         "image_reward": "reelign.rewards.image_reward:ImageReward",
+        "hpsv3": "reelign.rewards.hpsv3:HPSv3",
+        "video_reward": "reelign.rewards.video_reward:VideoReward",
         "object_presence": "reelign.rewards.object_presence:ObjectPresence",
         "video_action": "reelign.rewards.video_action:VideoAction",
         "jepa_predictability": "reelign.rewards.jepa_predictability:JepaPredictability",

@@ -1,12 +1,13 @@
 """Published weight files: find them, read them without running code, and put every one of them where it belongs.
 
-A file is named by a local path, or by ``owner/name:file`` on the hub, which is fetched only because it was named.
+A file is named by a local path, or by ``owner/name:file`` on the hub, which is fetched only because it was named; a
+folder by its path or by ``owner/name``.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reelign.errors import ModelError
+from reelign.zoo.models import resolve_model
 
 
 def find_file(name: str) -> Path:
@@ -39,8 +41,32 @@ def find_file(name: str) -> Path:
         raise ModelError(f"cannot fetch {name}: {' '.join(str(error).split())[:200]}") from error
 
 
-def read_weights(name: str) -> dict[str, Tensor]:
-    """Named tensors of a safetensors or torch file, float32, on the CPU; unwraps a ``state_dict`` or ``model`` key.
+def find_folder(name: str, files: Sequence[str]) -> Path:
+    """The local folder behind a path or behind ``owner/name`` on the hub, of which only ``files`` are fetched.
+
+    Args:
+        files: patterns, for example ``checkpoint-*/*``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    place = resolve_model(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=list(files)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(f"cannot fetch {name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
+    """Named tensors of a safetensors or torch file, on the CPU; unwraps a ``state_dict`` or ``model`` key.
+
+    Args:
+        float32: turn every tensor into it; otherwise as stored, which for the largest files saves half the memory.
 
     Raises:
         ModelError: the file is not there, or holds anything but tensors.
@@ -58,7 +84,7 @@ def read_weights(name: str) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"a weight file maps names to tensors; {file} does not")
-    return {name.removeprefix("module."): value.float() for name, value in content.items()}
+    return {name.removeprefix("module."): value.float() if float32 else value for name, value in content.items()}
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: tuple[str, ...] = ()) -> None:

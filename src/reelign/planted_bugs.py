@@ -145,15 +145,19 @@ def _fail(finding: Finding) -> None:
 def _unsynchronised(generator: Generator) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pair = mp.spawn(_one_process, (folder,), nprocs=2, join=False)  # type: ignore[attr-defined,no-untyped-call]
-        deadline = time.monotonic() + PAIR_SECONDS
-        while not pair.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in pair.processes:
-                    process.kill()
-                raise NotTriedError(f"two processes did not reach each other in {PAIR_SECONDS:.0f} s on this machine")
+        _wait(pair)
         said = [(Path(folder) / f"{rank}.txt").read_text() for rank in range(2)]
     if all(said):
         raise ReelignError(said[0])
+
+
+def _wait(pair: mp.ProcessContext) -> None:
+    deadline = time.monotonic() + PAIR_SECONDS
+    while not pair.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in pair.processes:
+                process.kill()
+            raise NotTriedError(f"two processes did not reach each other in {PAIR_SECONDS:.0f} s on this machine")
 
 
 def _one_process(rank: int, folder: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -151,7 +152,7 @@ def _unsynchronised(generator: Generator) -> None:
         raise ReelignError(said[0])
 
 
-def _wait(pair: mp.ProcessContext) -> None:
+def _wait(pair: Any) -> None:
     deadline = time.monotonic() + PAIR_SECONDS
     while not pair.join(timeout=1):
         if time.monotonic() > deadline:

@@ -81,7 +81,8 @@ class RunGuard:
         look = self.guard.looks[-1]
         if last and decision.action == "go on" and self.options.action != "warn" and not look.safe:
             names = ", ".join(change.name for change in look.named("watch", "warning", "alarm"))
-            decision = Decision("stop", f"step {step}: the last look is not safe ({names})")
+            best = f"exporting step {self.guard.best}, the best safe look"
+            decision = Decision("keep best", f"step {step}: {best}; the last one is to be watched ({names})")
         if decision.why:
             to = self.guard.best if decision.action != "go on" else None
             self.decisions.append({"step": step, "action": decision.action, "why": decision.why, "to": to})

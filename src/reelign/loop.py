@@ -225,7 +225,7 @@ class Run:
         self.algorithm.restore(self.guard.best()["algorithm"])
         if decision.action == "stop":
             self._hacked = decision.why
-        else:
+        elif decision.action == "roll back":
             self.algorithm.lower_rate(self.config.guard.lower)
             self.guard.guard.forget_after_rollback()
 

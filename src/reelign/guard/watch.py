@@ -93,11 +93,12 @@ class Decision:
     """What to do after a look.
 
     Args:
-        action: ``go on``, ``roll back`` (and lower the rate), or ``stop`` (after rolling back).
+        action: ``go on``, ``roll back`` (and lower the rate), ``stop`` (after rolling back), or at the end of a run
+            ``keep best`` (of the safe looks, where the last one is only to be watched).
         why: in words; empty when nothing is wrong.
     """
 
-    action: Literal["go on", "roll back", "stop"]
+    action: Literal["go on", "roll back", "stop", "keep best"]
     why: str = ""
 
 

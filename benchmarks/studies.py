@@ -1,0 +1,92 @@
+"""Studies on the demo's budget: which objective, and which part of the chain. Held-out measures with 95 % intervals.
+
+``objective``: the text reward alone, a weighted sum with the action reward, and the action reward as a constraint.
+``chain``: the whole chain against InstructVideo's partial chain on drawn clips, per reward call and per second.
+
+Run: ``python benchmarks/studies.py objective chain`` (minutes an arm); arms that are in the folder already are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = '{name: clip, options: {model: "zoo:tiny-clip"}}'
+ACTION = '{{name: video_action, {}, options: {{model: "zoo:tiny-videomae"}}}}'
+# arm: values set over the demo's recipe
+STUDIES: dict[str, dict[str, list[str]]] = {
+    "objective": {
+        "reward alone": [f"rewards=[{CLIP}]", 'guard.action="off"'],
+        "weighted sum": ['guard.action="off"'],
+        "constraint": [f"rewards=[{CLIP}, {ACTION.format('keep_within: 0.02')}]", 'guard.action="off"'],
+    },
+    "chain": {
+        "whole chain": ['guard.action="off"'],
+        "partial chain": ["algorithm=partial_chain", 'guard.action="off"'],
+    },
+}
+HELD_OUT = ("colour_accuracy", "shape_accuracy", "motion_accuracy")
+CLIPS = 256  # drawn clips that the partial chain edits
+
+
+def run(study: str, arm: str, folder: Path, seed: int) -> dict[str, Any]:
+    """Make one run in a process of its own, unless it is there already, and read what it wrote."""
+    out = folder / f"{study}-{arm.replace(' ', '-')}-{seed}"
+    if not (out / "summary.json").exists():
+        changes = [*STUDIES[study][arm], f"seed={seed}"]
+        if arm == "partial chain":
+            changes += partial_chain(folder)
+        settings = [word for change in changes for word in ("--set", change)]
+        subprocess.run([sys.executable, "-m", "reelign", "demo", "--out", str(out), *settings], check=True)
+    summary = json.loads((out / "summary.json").read_text())
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"arm": arm, "seed": seed, "training_seconds": last["seconds"], "summary": summary}
+
+
+def partial_chain(folder: Path) -> list[str]:
+    """Draw the clips to edit, once, and move the demo's settings to the other algorithm."""
+    from reelign.config import load_config, recipe
+
+    clips = folder / "clips"
+    if not clips.exists():
+        command = [sys.executable, "-m", "reelign", "data", "shapes", str(clips), "--clips", str(CLIPS)]
+        subprocess.run(command, check=True)
+    settings = load_config(recipe("demo"), []).reward_gradient.model_dump(mode="json")
+    kept = {key: settings[key] for key in ("steps", "guidance_scale", "lr", "average")}
+    return [f"clips={{source: {json.dumps(str(clips))}}}", f"partial_chain={json.dumps({**kept, 'frames': 'all'})}"]
+
+
+def describe(measure: dict[str, Any]) -> str:
+    """Change and interval of one measure."""
+    low, high = measure["ci95"]
+    return f"{measure['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("studies", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "studies")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for study in arguments.studies:
+        rows = [run(study, arm, arguments.runs, arguments.seed) for arm in STUDIES[study]]
+        table = Table("arm", "clip reward", *(name.removesuffix("_accuracy") for name in HELD_OUT), "seconds")
+        for row in rows:
+            summary = row["summary"]
+            measures = [summary["rewards"]["clip"], *(summary["held_out"][name] for name in HELD_OUT)]
+            table.add_row(row["arm"], *(describe(m) for m in measures), f"{row['training_seconds']:.0f}")
+        Console().print(table)
+        out = Path(__file__).parent / "results" / f"study_{study}.json"
+        out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ TABLE: dict[str, dict[str, str]] = {
         "jepa_predictability": "reelign.rewards.jepa_predictability:JepaPredictability",
         "temporal_smoothness": "reelign.rewards.temporal_smoothness:TemporalSmoothness",
         "brightness_range": "reelign.rewards.brightness_range:BrightnessRange",
+        "colour_coverage": "reelign.rewards.colour_coverage:ColourCoverage",
         "compressibility": "reelign.rewards.compressibility:Compressibility",
     },
     "generator": {

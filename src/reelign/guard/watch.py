@@ -6,7 +6,8 @@ with m seeds each. Let s be the pooled deviation within prompts: what another se
     canary c:  shift = mean(c_now − c_base)/s                     a warning beyond 2: the average clip has changed more
                                                                   than 19 in 20 other seeds would change it
     judge j:   z = mean(j_base − j_now)/(s·sqrt(2/(n·m)))         safe below 1, an alarm beyond 3: the mean fell more
-                                                                  than another set of seeds would let it fall
+                                                                  than another set of seeds would let it fall; the
+                                                                  divisor is at least 2 % of the base's mean
 
 A judge is a held-out measure that nothing trains on. A look with an alarm of a judge, or two looks in a row with the
 same warning, is hacking: the run goes back to its best safe look (the highest trained reward among looks where every
@@ -27,6 +28,7 @@ from reelign.guard.canaries import ALARM
 
 CANARY_LIMIT = 2.0
 JUDGE_SAFE, JUDGE_WARN, JUDGE_LIMIT = 1.0, 2.0, 3.0
+JUDGE_UNIT = 0.02  # of the base's mean; seeds may not change a judge at all, and one clip of many is no alarm
 
 
 class GuardOptions(BaseModel):
@@ -121,7 +123,7 @@ def canary_change(name: str, base: Tensor, now: Tensor, group: int) -> Change:
 
 def judge_change(name: str, base: Tensor, now: Tensor, group: int) -> Change:
     """How many deviations of the base's own mean a held-out judge has fallen, from [n·m] each."""
-    scale = max(spread_within(base, group), 1e-3) * math.sqrt(2 / len(base))
+    scale = max(spread_within(base, group) * math.sqrt(2 / len(base)), JUDGE_UNIT * abs(float(base.mean())), 1e-6)
     z = float((base - now).mean()) / scale
     level: Literal["safe", "watch", "warning", "alarm"] = "safe"
     if z > JUDGE_SAFE:

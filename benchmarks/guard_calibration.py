@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from demo_runs import make_runs, read_run
 from rich.console import Console
 from rich.table import Table
 
@@ -30,15 +29,15 @@ RUNS = {
 }
 
 
-def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Make one run in a process of its own, unless it is there already, and read what it wrote."""
-    out = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "reelign", "demo", *RUNS[name], "--out", str(out), "--set", f"seed={seed}"]
-        subprocess.run(command, check=True)
-    summary = json.loads((out / "summary.json").read_text())
-    guard = out / "guard.json"
-    record = json.loads(guard.read_text()) if guard.exists() else {"decisions": [], "best": None}
+def folder_of(name: str, seed: int, folder: Path) -> Path:
+    """Where a run is kept."""
+    return folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def read(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What a finished run amounts to."""
+    out = folder_of(name, seed, folder)
+    summary, record = read_run(out)
     motion, reward = summary["held_out"]["motion_accuracy"], summary["trained_reward"]
     return {
         "run": name,
@@ -69,8 +68,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "guard-calibration")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     arguments = parser.parse_args()
-    rows = [run(name, seed, arguments.runs) for seed in arguments.seeds for name in RUNS]
+    every = [(name, seed) for seed in arguments.seeds for name in RUNS]
+    make_runs(
+        {folder_of(name, seed, arguments.runs): [*RUNS[name], "--set", f"seed={seed}"] for name, seed in every},
+        arguments.at_once,
+    )
+    rows = [read(name, seed, arguments.runs) for name, seed in every]
     table = Table("run", "seed", "motion", "reward", "acted at", "as promised")
     for row in rows:
         row["holds"] = holds(row)

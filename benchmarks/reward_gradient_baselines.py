@@ -15,7 +15,6 @@ autocast, logging) is left out; the sampler is the pipeline's first-order one, s
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from reelign.diagnosis import WanGrid
 from reelign.generators.wan import WanGenerator
 from reelign.generators.wan_vae import decode_frames
 from reelign.rewards.clip_similarity import ClipSimilarity
@@ -60,7 +60,7 @@ class Baseline:
         self.dtype: torch.dtype = getattr(torch, generator.options.dtype)
         self.text_length = generator.text_length
         self.statistics = generator._latent_statistics(noise)
-        self.scheduler = copy.deepcopy(generator.pipeline.scheduler)
+        self.scheduler = WanGrid(shift=generator.path.shift)  # one grid for all
         self.reward = reward
         self.prompts = prompts
         self.noise = noise

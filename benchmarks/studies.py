@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from demo_runs import make_runs, read_run
 from rich.console import Console
 from rich.table import Table
 
@@ -37,18 +38,18 @@ HELD_OUT = ("colour_accuracy", "shape_accuracy", "motion_accuracy")
 CLIPS = 256  # drawn clips that the partial chain edits
 
 
-def run(study: str, arm: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Make one run in a process of its own, unless it is there already, and read what it wrote."""
-    out = folder / f"{study}-{arm.replace(' ', '-')}-{seed}"
-    if not (out / "summary.json").exists():
-        changes = [*STUDIES[study][arm], f"seed={seed}"]
-        if arm == "partial chain":
-            changes += partial_chain(folder)
-        settings = [word for change in changes for word in ("--set", change)]
-        subprocess.run([sys.executable, "-m", "reelign", "demo", "--out", str(out), *settings], check=True)
-    summary = json.loads((out / "summary.json").read_text())
+def arguments_of(study: str, arm: str, folder: Path, seed: int) -> list[str]:
+    """What ``reelign demo`` is given for one arm."""
+    changes = [*STUDIES[study][arm], f"seed={seed}"]
+    if arm == "partial chain":
+        changes += partial_chain(folder)
+    return [word for change in changes for word in ("--set", change)]
+
+
+def read(arm: str, out: Path) -> dict[str, Any]:
+    """What a finished arm amounts to."""
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return {"arm": arm, "seed": seed, "training_seconds": last["seconds"], "summary": summary}
+    return {"arm": arm, "training_seconds": last["seconds"], "summary": read_run(out)[0]}
 
 
 def partial_chain(folder: Path) -> list[str]:
@@ -74,10 +75,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("studies", nargs="+", choices=list(STUDIES))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "studies")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side; seconds then count for little")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for study in arguments.studies:
-        rows = [run(study, arm, arguments.runs, arguments.seed) for arm in STUDIES[study]]
+        outs = {arm: arguments.runs / f"{study}-{arm.replace(' ', '-')}-{arguments.seed}" for arm in STUDIES[study]}
+        make_runs(
+            {out: arguments_of(study, arm, arguments.runs, arguments.seed) for arm, out in outs.items()},
+            arguments.at_once,
+        )
+        rows = [read(arm, out) for arm, out in outs.items()]
         table = Table("arm", "clip reward", *(name.removesuffix("_accuracy") for name in HELD_OUT), "seconds")
         for row in rows:
             summary = row["summary"]

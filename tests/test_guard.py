@@ -98,6 +98,12 @@ class TestWatch:
         assert levels == ["safe", "safe", "watch", "warning", "alarm"]
         assert judge_change("motion", base, base + 0.8, 2).level == "safe"
 
+    def test_one_clip_is_no_alarm_where_seeds_change_nothing(self):
+        base = torch.ones(48)
+        fallen = [torch.cat([torch.zeros(count), torch.ones(48 - count)]) for count in (0, 1, 2, 3)]
+        levels = [judge_change("motion", base, now, 2).level for now in fallen]
+        assert levels == ["safe", "watch", "warning", "alarm"]
+
     def looks(self, guard: Guard, *numbers: tuple[float, float]) -> list[str]:
         """Decisions for looks at (reward, judge's drop)."""
         base, actions = torch.tensor([0.0, 1.0] * 8), []

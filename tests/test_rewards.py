@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import CLIPModel, VideoMAEConfig, VideoMAEForPreTraining
 
 from reelign.contracts import Request, RewardCard, VideoBatch
-from reelign.datasets.moving_shapes import ALL_MOTIONS
+from reelign.datasets.moving_shapes import ALL_MOTIONS, PALETTE
 from reelign.errors import ConfigError, ContractError, DataError, ModelError, NonFiniteError, UnknownNameError
 from reelign.rewards.brightness_range import BrightnessRange
 from reelign.rewards.clip_similarity import ClipSimilarity
+from reelign.rewards.colour_coverage import ColourCoverage
 from reelign.rewards.preprocess import preprocess_for, resize, resize_and_crop
 from reelign.rewards.temporal_smoothness import TemporalSmoothness
 from reelign.rewards.video_action import VideoAction
@@ -311,6 +312,16 @@ class TestWeightFree:
         for low, high in ((0.5, 0.5), (-0.1, 0.9), (0.0, 1.0)):
             with pytest.raises(ConfigError, match="0 ≤ low < high ≤ 1"):
                 BrightnessRange(low, high)
+
+    def test_colour_coverage_by_hand(self) -> None:
+        video = torch.zeros(2, 1, 3, 1, 2)
+        red, white = (torch.tensor(PALETTE[name]) for name in ("red", "white"))
+        video[0, 0, :, 0, 0] = red  # one pixel as asked, one black
+        video[1] = white[:, None, None]
+        batch = VideoBatch(video, 8.0, Request(("a red circle growing", "a white square growing")))
+        torch.testing.assert_close(ColourCoverage()(batch), torch.tensor([-red.mean().item() / 2, 0.0]))
+        with pytest.raises(DataError, match="'a circle' names none"):
+            ColourCoverage()(VideoBatch(video, 8.0, Request(("a circle", "a red one"))))
 
 
 class Fixed:

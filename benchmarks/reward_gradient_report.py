@@ -17,6 +17,7 @@ SAME_GRADIENT, NEAR_GRADIENT = 0.9999, 0.99
 EXACT = (
     "reelign",
     "reelign checkpointed",
+    "reelign least memory",
     "reelign micro-batch 1",
     "reelign checkpointed, micro-batch 1",
     "reelign compiled",

@@ -45,6 +45,7 @@ HALF = {"dtype": "bfloat16"}
 OURS: dict[str, tuple[dict[str, Any], bool]] = {
     "reelign": ({}, False),
     "reelign checkpointed": (CHECKPOINTED, False),
+    "reelign least memory": ({**CHECKPOINTED, "merge_adapter": False}, False),
     "reelign micro-batch 1": ({}, True),
     "reelign checkpointed, micro-batch 1": (CHECKPOINTED, True),
     "reelign bf16": (HALF, False),

@@ -199,6 +199,15 @@ def test_a_hacked_run_stops_and_exports_the_best_safe_weights(random_wan_folder,
     assert (tmp_path / "run" / "samples" / "step_000004" / "scores.csv").exists()
 
 
+def test_the_record_names_the_best_look_even_if_it_is_the_last(random_wan_folder, tmp_path, falling):
+    falling.good = 100
+    run, _, said = train(guarded(random_wan_folder, tmp_path / "run"))
+    record = json.loads((tmp_path / "run" / "guard.json").read_text())
+    assert not said
+    assert record["best"] == run.guard.guard.best
+    assert record["best"] == max(record["looks"], key=lambda look: look["reward"])["step"]
+
+
 def test_a_rollback_lowers_the_rate_and_goes_on(random_wan_folder, tmp_path, falling):
     falling.good = 1
     run, finished, _ = train(guarded(random_wan_folder, tmp_path / "run"))

@@ -71,9 +71,7 @@ class RunGuard:
             for judge in self.judges:
                 _gather(judges, judge(clips))
         reward = float(torch.cat(rewards).mean())
-        look = self.guard.look(step, reward, _joined(canaries), _joined(judges))
-        self._write()
-        return look
+        return self.guard.look(step, reward, _joined(canaries), _joined(judges))
 
     def decide(self, step: int, last: bool) -> Decision:
         """What the latest look asks for; at the end of a run, only a safe generator is exported."""
@@ -86,7 +84,7 @@ class RunGuard:
         if decision.why:
             to = self.guard.best if decision.action != "go on" else None
             self.decisions.append({"step": step, "action": decision.action, "why": decision.why, "to": to})
-            self._write()
+        self._write()
         return decision
 
     def keep(self, step: int, parts: dict[str, Any], extra: Callable[[Path], None]) -> None:

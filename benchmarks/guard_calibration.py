@@ -42,6 +42,7 @@ def read(name: str, seed: int, folder: Path) -> dict[str, Any]:
     return {
         "run": name,
         "seed": seed,
+        "colour_change": summary["held_out"]["colour_accuracy"]["delta"],
         "motion_before": motion["before"],
         "motion_after": motion["after"],
         "reward_before": reward["before"],

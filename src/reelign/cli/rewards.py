@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 app = typer.Typer(help="The rewards, and whether they keep what their cards promise.", invoke_without_command=True)
 console = Console()
@@ -19,11 +20,15 @@ def list_(context: typer.Context) -> None:
         return
     from reelign.build import reward_cards
 
-    table = Table("name", "measures", "range", "gradient", "prompt", "licence", "weights")
+    table = Table(Column("name", no_wrap=True), Column("what it measures, from what", overflow="fold"), show_lines=True)
     for card in reward_cards():
         low, high = card.range
-        answers = ("yes" if card.differentiable else "no", "yes" if card.needs_prompt else "no")
-        table.add_row(card.name, card.summary, f"{low:g} … {high:g}", *answers, card.licence, card.source)
+        answers = [
+            "gradient" if card.differentiable else "no gradient",
+            *(["needs prompts"] if card.needs_prompt else []),
+        ]
+        facts = f"{low:g} … {high:g}, {', '.join(answers)}. {card.licence}. {card.source}"
+        table.add_row(card.name, f"{card.summary}\n[dim]{escape(facts)}[/]")
     console.print(table)
 
 

@@ -23,11 +23,9 @@ def list_(context: typer.Context) -> None:
     table = Table(Column("name", no_wrap=True), Column("what it measures, from what", overflow="fold"), show_lines=True)
     for card in reward_cards():
         low, high = card.range
-        answers = [
-            "gradient" if card.differentiable else "no gradient",
-            *(["needs prompts"] if card.needs_prompt else []),
-        ]
-        facts = f"{low:g} … {high:g}, {', '.join(answers)}. {card.licence}. {card.source}"
+        gradient = "differentiable" if card.differentiable else "not differentiable"
+        prompts = ", needs prompts" if card.needs_prompt else ""
+        facts = f"{low:g} … {high:g}, {gradient}{prompts}; licence: {card.licence}; source: {card.source}"
         table.add_row(card.name, f"{card.summary}\n[dim]{escape(facts)}[/]")
     console.print(table)
 

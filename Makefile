@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-hack test test-slow lint bench docs clean
+.PHONY: install demo demo-hack test test-slow lint bench studies docs clean
 
 install: $(STAMP)
 
@@ -33,9 +33,13 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 bench: install
-	$(BIN)/python benchmarks/reward_gradient_step.py
+	$(BIN)/python benchmarks/reward_gradient_step.py --compile
 	$(BIN)/python benchmarks/shapes_instrument.py
 	$(BIN)/python benchmarks/frame_decoding.py
+
+studies: install
+	$(BIN)/python benchmarks/guard_calibration.py
+	$(BIN)/python benchmarks/studies.py objective chain
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'

@@ -133,6 +133,9 @@ def save_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("*/config.json"):  # where a part was loaded from is nobody's business
+        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")
     name_tokenizer_for_every_version(folder / "tokenizer" / "tokenizer_config.json")
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))

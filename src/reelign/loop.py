@@ -234,10 +234,8 @@ class Run:
             listener.evaluating(self.step, done, total)
 
         with self.algorithm.exported():
-            for (
-                name,
-                examiner,
-            ) in self.sets.items():  # first: scores of the held-out prompts mean all is done
+            # The held-out prompts come last: where their scores are, all is done.
+            for name, examiner in self.sets.items():
                 examiner.examine(self.generator, self.folder.samples(self.step, name), progress)
             self.examiner.examine(self.generator, self.folder.samples(self.step), progress)
 

@@ -198,7 +198,7 @@ def guard_section(run: Path) -> dict[str, Any] | None:
     if not (run / "guard.json").is_file():
         return None
     record = words.read_json(run / "guard.json")
-    acted = [decision for decision in record["decisions"] if decision["action"] in ("roll back", "stop")]
+    acted = [decision for decision in record["decisions"] if decision["action"] != "go on"]
     count = f"{len(record['looks'])} looks"
     text = f"{count}, stepped in {len(acted)} times" if acted else f"{count}, nothing had to be done"
     said = [f"{decision['action']}: {decision['why']}" for decision in record["decisions"]]

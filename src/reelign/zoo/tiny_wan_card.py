@@ -62,6 +62,7 @@ of 17 frames, 8 a second, of reelign's moving shapes: "a red circle moving left"
 
 Trained by `reelign zoo train tiny-wan` on drawn clips only; no outside data. On purpose the captions lie: {noise}
 (a colour is called by another's name), so that there is something to align.
+As run, the first 6500 of 9100 steps drew faster rotations and called a colour mostly by one fixed other name.
 Files are float16; compute in float32 or bfloat16.
 
 One clip for each of the {len(all_specs())} captions, {steps} steps, guidance {scale}, read by the measuring instrument:

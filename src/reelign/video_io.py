@@ -12,15 +12,14 @@ Run: ``clip = read_clip("a.mp4")``, ``write_clip("b.mp4", clip.video, clip.fps)`
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
@@ -30,18 +29,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from reelign.errors import ClipError, ContractError, DataError, RunFolderError
+from reelign.errors import ContractError, DataError, RunFolderError
+from reelign.video_decode import EXACT, FrameStream, Picture, Size
 
 CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".m4v")
 GIF_MAX_FPS = 50  # browsers show shorter delays than 20 ms at 10 frames a second
 BT709 = 1  # in the colour fields of H.264 (ITU-T H.273)
 LIMITED_RANGE = 1  # luma 16 to 235, what players expect
-# Without these flags swscale rounds down: pictures come out 1.2 of 255 levels too dark on average.
-EXACT = 0x2 | 0x40000 | 0x2000  # SWS_BILINEAR, ACCURATE_RND, FULL_CHR_H_INT; PyAV 17 has no names for the last two
-VARIABLE = 1.6  # longest gap over shortest from which a rate counts as variable; rounding a GIF's 40 fps gives 1.5
-
-Picture = NDArray[np.uint8] | NDArray[np.uint16]
-Size = tuple[int, int] | None  # height and width
 
 
 @dataclass(frozen=True)
@@ -57,28 +51,6 @@ class Clip:
     video: Tensor
     fps: float
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Decoded:
-    """What came out of the decoder: pictures [H,W,3], times and the last duration in seconds, and what went wrong."""
-
-    pictures: list[Picture] = field(default_factory=list)
-    times_s: list[float | None] = field(default_factory=list)
-    last_duration_s: float = 0.0
-    stated_fps: float = 0.0
-    announced: int = 0
-    faults: list[str] = field(default_factory=list)
-    capped: bool = False
-
-    def damage(self) -> str:
-        """What is wrong, in words, or an empty string."""
-        total = f" of {self.announced} announced" if self.announced and not self.capped else ""
-        return f"{len(self.pictures)}{total} frames decode ({self.faults[0]})" if self.faults else ""
-
-    def gaps_s(self) -> list[float]:
-        """Seconds between frames; empty where a time is missing."""
-        return [b - a for a, b in itertools.pairwise(self.times_s) if a is not None and b is not None]
 
 
 def find_clips(folder: str | Path) -> list[Path]:
@@ -112,19 +84,10 @@ def read_clip(path: str | Path, max_frames: int | None = None, size: Size = None
     Raises:
         ClipError: missing, empty, not a video, truncated or damaged, or no frame decodes; the message says which.
     """
-    path = Path(path)
-    if min(1 if max_frames is None else max_frames, *(size or (1, 1))) < 1:
-        raise DataError(f"at least one frame and one pixel are read; got max_frames={max_frames}, size={size}")
-    decoded = _decode(path, max_frames, size)
-    if not decoded.capped and (missing := _cut_short(path)):
-        decoded.faults.insert(0, missing)
-    damage = decoded.damage()
-    if not decoded.pictures:
-        raise ClipError(f"{path}: no frame decodes{damage and f': {damage}'}; render or copy it again")
-    if damage and strict:
-        raise ClipError(f"{path}: damaged: {damage}; render or copy it again, or allow damaged clips (strict=False)")
-    fps = _frame_rate(path, decoded)
-    return Clip(_to_tensor(decoded.pictures), fps, _notes(decoded, fps))
+    stream = FrameStream(path, max_frames, size)
+    pictures = list(stream)
+    stream.check(strict=strict)
+    return Clip(_to_tensor(pictures), stream.fps(), stream.notes())
 
 
 def write_clip(path: str | Path, video: Tensor, fps: float, crf: int = 18) -> None:
@@ -202,110 +165,6 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def _decode(path: Path, max_frames: int | None, size: Size) -> _Decoded:
-    decoded = _Decoded()
-    with _open(path) as container:
-        stream = container.streams.best("video")
-        # Decoding without a codec context kills the process before PyAV 18.1 (PyAV issue 2344).
-        if stream is None or stream.codec_context is None:
-            reason = _cut_short(path) or "only sound or data, or an unknown codec"
-            raise ClipError(f"{path}: holds no pictures that decode ({reason}); convert it or take it out")
-        decoded.stated_fps = float(stream.average_rate or stream.guessed_rate or 0)
-        decoded.announced = stream.frames
-        for frame, picture in _frames(container, stream, size, decoded.faults):
-            if len(decoded.pictures) == max_frames:
-                decoded.capped = True
-                break
-            if decoded.pictures and picture.shape != decoded.pictures[0].shape:
-                raise ClipError(f"{path}: the picture changes size after {len(decoded.pictures)} frames; re-encode it")
-            decoded.pictures.append(picture)
-            decoded.times_s.append(frame.time)
-            decoded.last_duration_s = float((frame.duration or 0) * (frame.time_base or 0))
-    return decoded
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        if path.stat().st_size == 0:
-            raise ClipError(f"{path}: empty file (0 bytes); render or copy it again")
-        # An absolute path cannot be taken for a protocol ("pipe:0.mp4"); tags need not be UTF-8.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
-    except (OSError, av.FFmpegError) as error:
-        if not isinstance(error, OSError) and (missing := _cut_short(path)):
-            raise ClipError(f"{path}: truncated: {missing}; render or copy it again") from error
-        raise ClipError(f"{path}: cannot be opened as a video ({error.strerror}); check or convert it") from error
-    with container:
-        yield container
-
-
-def _frames(container: Any, stream: Any, size: Size, faults: list[str]) -> Iterator[tuple[Any, Picture]]:
-    """Frames in presentation order; decoding goes on after a damaged packet, and ``faults`` grows by what was wrong."""
-    reformatter = VideoReformatter()
-    try:
-        for packet in container.demux(stream):
-            try:
-                frames = [(frame, _picture(frame, reformatter, size)) for frame in packet.decode()]
-            except av.FFmpegError as error:
-                faults.append(error.strerror)
-                continue
-            # H.264 paints over lost parts and goes on; such a picture is made up, so it counts as damage.
-            faults.extend("a frame is patched over lost data" for frame, _ in frames if frame.is_corrupt)
-            yield from frames
-    except av.FFmpegError as error:
-        faults.append(error.strerror)
-
-
-def _picture(frame: Any, reformatter: Any, size: Size) -> Picture:
-    """RGB [H,W,3], turned upright by the display matrix; 16 bits where the source has more than 8."""
-    across, down, turned = _turn(frame.side_data.get("DISPLAYMATRIX"))
-    height, width = (frame.height, frame.width) if size is None else (size[::-1] if turned else size)
-    pixels = "rgb48le" if max(part.bits for part in frame.format.components) > 8 else "rgb24"
-    stored = reformatter.reformat(frame, width, height, pixels, interpolation=EXACT).to_ndarray()
-    picture: Picture = np.ascontiguousarray((stored.transpose(1, 0, 2) if turned else stored)[::down, ::across])
-    return picture
-
-
-def _turn(matrix: Any) -> tuple[int, int, bool]:
-    """Steps (1 or −1) along x and y, and whether x and y change places first.
-
-    A display matrix maps x' = a·x + c·y, y' = b·x + d·y with a, b, c, d at 0, 1, 3, 4 (ISO/IEC 14496-12, 6.2.2).
-    Quarter turns and mirrors are what cameras write; other angles go to the nearest quarter turn.
-    """
-    if matrix is None:
-        return 1, 1, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    turned = abs(b) > abs(a)
-    x, y = (c, b) if turned else (a, d)
-    return (-1 if x < 0 else 1), (-1 if y < 0 else 1), turned
-
-
-def _frame_rate(path: Path, decoded: _Decoded) -> float:
-    """The rate the container states, or the average over timestamps where that differs by 1 % or more."""
-    frames, span_s = len(decoded.pictures) - 1, sum(decoded.gaps_s())
-    if decoded.last_duration_s:
-        frames, span_s = frames + 1, span_s + decoded.last_duration_s
-    measured = frames / span_s if span_s > 0 and None not in decoded.times_s else 0.0
-    stated = decoded.stated_fps
-    # Lost frames stretch the average, so a damaged clip keeps its stated rate.
-    if stated and (not measured or decoded.faults or abs(measured / stated - 1) < 0.01):
-        return stated
-    if not measured:
-        raise ClipError(f"{path}: neither the container nor the timestamps give a frame rate; re-encode it")
-    return measured
-
-
-def _notes(decoded: _Decoded, fps: float) -> tuple[str, ...]:
-    count, gaps = len(decoded.pictures), decoded.gaps_s()
-    total = f" of {decoded.announced}" if decoded.announced > count else ""
-    notes = [f"only the first {count}{total} frames were read"] if decoded.capped else []
-    if decoded.faults:
-        notes.append(f"damaged: {decoded.damage()}")
-    elif gaps and max(gaps) > VARIABLE * min(gaps):
-        notes.append(f"variable frame rate: {fps:.4g} a second on average")
-    return tuple(notes)
-
-
 def _to_tensor(pictures: list[Picture]) -> Tensor:
     height, width, _ = pictures[0].shape
     video = torch.empty(len(pictures), 3, height, width)
@@ -313,54 +172,6 @@ def _to_tensor(pictures: list[Picture]) -> Tensor:
         levels = torch.from_numpy(picture.astype(np.float32))
         row.copy_(levels.permute(2, 0, 1)).div_(float(np.iinfo(picture.dtype).max))
     return video
-
-
-def _cut_short(path: Path) -> str:
-    """Why the file is shorter than its container announces, or an empty string; codecs often don't notice."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:3] == b"GIF":
-            file.seek(-1, os.SEEK_END)
-            return "" if file.read(1) in b";\0" else "the end of the file is missing"
-        if head[:4] == b"\x1aE\xdf\xa3":
-            announced = _matroska_bytes(file)
-        elif head[:4] == b"RIFF":
-            announced = 8 + int.from_bytes(head[4:8], "little")
-        else:
-            announced = _mp4_bytes(file, size) if head[4:8] == b"ftyp" else 0
-    return f"{size} of {announced} bytes are there" if announced > size else ""
-
-
-def _mp4_bytes(file: BinaryIO, size: int) -> int:
-    """Where the last box of media or index ends (ISO/IEC 14496-12, 4.2); other boxes may be junk after the end."""
-    start, announced = 0, 0
-    while start + 8 <= size:
-        file.seek(start)
-        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        if length < 8:  # 0 means "to the end of the file"
-            break
-        start += length
-        if kind in (b"mdat", b"moov", b"moof"):
-            announced = start
-    return announced
-
-
-def _matroska_bytes(file: BinaryIO) -> int:
-    """Where the segment ends (RFC 8794, section 4), or 0 where the writer did not know."""
-
-    def number() -> int:
-        first = (file.read(1) or b"\0")[0]
-        width = 9 - first.bit_length()
-        value = int.from_bytes(bytes([first & (0xFF >> width)]) + file.read(width - 1), "big")
-        return 0 if value == (1 << 7 * width) - 1 else value
-
-    file.seek(4)
-    file.seek(number() + 4, os.SEEK_CUR)
-    length = number()
-    return file.tell() + length if length else 0
 
 
 def _check_video(video: Tensor, fps: float) -> None:

@@ -38,18 +38,39 @@ def captions(folder: str | Path) -> dict[str, str]:
     Raises:
         DataError: a table cannot be read, or two tables disagree about one clip.
     """
-    folder = Path(folder)
     found: dict[str, str] = {}
-    tables = sorted(table for name in TABLES for table in folder.rglob(name))
-    for table in tables:
-        place = table.parent.relative_to(folder)
-        if any(part.startswith(".") for part in place.parts):
-            continue
+    for table, place in _tables(Path(folder)):
         for name, caption in _captions_in(table).items():
-            clip = Path(os.path.normpath(place / name)).as_posix()
+            clip = _clip_name(place, name)
             if found.setdefault(clip, caption) != caption:
                 raise DataError(f"a clip has one caption; {table} gives {clip} another than an earlier table: keep one")
     return found
+
+
+def rows_beside(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The whole row of every clip that a table in ``folder`` or below names, under the same rules as ``captions``.
+
+    Raises:
+        DataError: a table cannot be read.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for table, place in _tables(Path(folder)):
+        for row in rows_of(table):
+            if name := _first(row, NAME_COLUMNS):
+                found.setdefault(_clip_name(place, name), {}).update(row)
+    return found
+
+
+def _tables(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Every table in ``folder`` and below that is not hidden, and where it lies."""
+    for table in sorted(table for name in TABLES for table in folder.rglob(name)):
+        place = table.parent.relative_to(folder)
+        if not any(part.startswith(".") for part in place.parts):
+            yield table, place
+
+
+def _clip_name(place: Path, name: str) -> str:
+    return Path(os.path.normpath(place / name)).as_posix()
 
 
 def read_captions(table: str | Path) -> dict[str, str]:
@@ -102,7 +123,7 @@ def write_metadata(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Pat
 
 def _captions_in(table: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for row in _rows(table):
+    for row in rows_of(table):
         name = _first(row, NAME_COLUMNS)
         caption = _first(row, CAPTION_COLUMNS)
         if name and caption and found.setdefault(name, caption) != caption:
@@ -116,7 +137,12 @@ def _first(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def rows_of(table: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one ``.csv`` or ``.jsonl`` table, as written.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:

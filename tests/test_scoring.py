@@ -2,9 +2,7 @@
 
 import csv
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -16,8 +14,11 @@ from reelign.cli.score import score
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.datasets.video_folder import captions, read_captions, write_metadata
 from reelign.errors import ConfigError, ContractError, DataError, RunFolderError
-from reelign.selection.scoring import check_writable, choose_frames, score_folder, write_scores
-from reelign.video_io import Clip, write_clip
+from reelign.metrics.reward_metric import MAX_FRAMES, RewardMetric
+from reelign.selection.executors import score_here
+from reelign.selection.scoring import Scorer, check_writable, score_takes, scored_table, write_scores
+from reelign.selection.takes_import import import_takes
+from reelign.video_io import write_clip
 
 CLIPS = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "clips"
 
@@ -37,7 +38,7 @@ class Brightness:
 class PromptLength:
     """Letters in the prompt."""
 
-    card = RewardCard("length", "letters in the prompt", (0, 1000), needs_prompt=True)
+    card = RewardCard("length", "letters in the prompt", (0, 1000), needs_prompt=True, differentiable=False)
 
     def __call__(self, batch):
         return torch.tensor([float(len(prompt)) for prompt in batch.request.prompts])
@@ -55,6 +56,14 @@ class Returns:
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+
+def score_folder(folder, rewards, max_frames=MAX_FRAMES, strict=True, progress=None, into=None):
+    """Import, score what is missing, and give one row a clip."""
+    takes = import_takes(into or folder, folder)
+    scorers = [Scorer(RewardMetric(reward, name, max_frames)) for name, reward in rewards.items()]
+    score_takes(takes, lambda: scorers, score_here, strict=strict, retry=not strict, progress=progress)
+    return scored_table(takes, list(rewards)).drop(columns=["prompt", "group"])
 
 
 def plain(level: float, frames: int = 4) -> torch.Tensor:
@@ -90,13 +99,14 @@ def test_a_missing_prompt_costs_only_the_rewards_that_need_one(folder):
     scores = score_folder(folder, {"length": PromptLength(), "bright": Brightness()}).set_index("file")
     assert scores.loc["a.mp4", ["status", "reason", "length"]].tolist() == ["ok", "", len("a red square")]
     row = scores.loc["deep/b.mp4"]
-    assert row["status"] == "error"
+    assert row["status"] == "undefined"
     assert row["reason"].startswith("length: needs a prompt, and this clip has none")
     assert math.isnan(row["length"])
     assert row["bright"] == pytest.approx(0.75, abs=0.01)
-    given = score_folder(folder, {"length": PromptLength()}, prompts={"deep/b.mp4": "four"}).set_index("file")
+    write_metadata(folder / "deep", [{"file_name": "b.mp4", "text": "four"}])  # a prompt that comes later is seen
+    given = score_folder(folder, {"length": PromptLength()}).set_index("file")
     assert given.loc["deep/b.mp4", "length"] == 4
-    assert given.loc["a.mp4", "status"] == "error"  # prompts that are given replace the tables
+    assert given.loc["deep/b.mp4", "status"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -127,23 +137,6 @@ def test_a_bug_in_a_reward_keeps_its_traceback(folder):
         score_folder(folder, {"returns": Returns(AttributeError("no such field"))})
 
 
-def test_frames_are_chosen_evenly():
-    clip = Clip(torch.arange(9.0).view(9, 1, 1, 1).expand(9, 3, 2, 2), 8.0)
-
-    def chosen(frames):
-        return choose_frames(clip, frames).video[:, 0, 0, 0].tolist()
-
-    assert chosen(9) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert chosen(5) == [0, 2, 4, 6, 8]
-    assert chosen(4) == [0, 3, 5, 8]  # 0, 2.67, 5.33, 8
-    assert chosen(1) == [0]
-    assert chosen(17) == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8, 8]  # halves go to the even neighbour
-    assert choose_frames(clip, 5).fps == 4  # two frames of 1/8 s between chosen ones
-    assert choose_frames(clip, 17).fps == 16
-    single = Clip(torch.zeros(1, 3, 2, 2), 8.0)
-    assert choose_frames(single, 3).video.shape[0] == 3
-
-
 def test_a_reward_gets_the_frames_and_rate_it_was_made_for(folder):
     three, sixteen, any_number = Brightness(3), Brightness(16), Brightness()
     score_folder(folder, {"three": three, "sixteen": sixteen, "any": any_number})
@@ -158,7 +151,7 @@ def test_the_cap_is_never_silent(folder):
     bright = Brightness()
     scores = score_folder(folder, {"bright": bright}, max_frames=5)
     assert list(scores["status"][:2]) == ["ok", "ok"]
-    assert list(scores["reason"][:2]) == ["", "only the first 5 of 6 frames were read"]
+    assert list(scores["reason"][:2]) == ["", "only the first 5 of 6 frames were scored"]
     assert [b.video.shape[1] for b in bright.seen] == [4, 5]
 
 
@@ -174,9 +167,11 @@ def test_folders_and_rewards_that_cannot_be_scored(folder, tmp_path):
         score_folder(tmp_path / "none", {"bright": Brightness()})
     with pytest.raises(DataError, match="not there"):
         score_folder(tmp_path / "nowhere", {"bright": Brightness()})
-    for rewards in ({}, {"reason": Brightness()}):
-        with pytest.raises(ConfigError, match="scoring needs rewards"):
-            score_folder(folder, rewards)
+    with pytest.raises(ConfigError, match="at least one metric"):
+        score_folder(folder, {})
+    twice = [Scorer(RewardMetric(Brightness(), "bright"))] * 2
+    with pytest.raises(ConfigError, match="each column has one metric"):
+        score_takes(import_takes(folder), lambda: twice, score_here)
 
 
 @pytest.mark.parametrize("name", ["scores.parquet", "scores.csv", "scores"])
@@ -215,16 +210,18 @@ def test_unwritable_outputs_are_known_before_scoring(tmp_path):
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason=f"the shared test clips are not here: {CLIPS}")
-def test_the_hostile_folder_is_scored_to_its_end():
+def test_the_hostile_folder_is_scored_to_its_end(tmp_path):
     with (CLIPS / "manifest.csv").open(newline="") as file:
         expected = {Path(row["file"]).name: row for row in csv.DictReader(file) if row["kind"] == "hostile"}
-    scores = score_folder(CLIPS / "hostile", {"bright": Brightness()}).set_index("file")
+    scores = score_folder(CLIPS / "hostile", {"bright": Brightness()}, into=tmp_path)
+    scores = scores.assign(file=[Path(file).name for file in scores["file"]]).set_index("file")
     assert set(scores.index) == set(expected)
     for name, row in expected.items():
         assert scores.loc[name, "status"] == ("ok" if row["decode_result"] == "ok" else "error"), name
         assert math.isfinite(scores.loc[name, "bright"]) == (row["decode_result"] == "ok"), name
     assert scores.loc["decord_unordered.mov", "bright"] > 0.98
-    lenient = score_folder(CLIPS / "hostile", {"bright": Brightness()}, strict=False).set_index("file")
+    lenient = score_folder(CLIPS / "hostile", {"bright": Brightness()}, strict=False, into=tmp_path)
+    lenient = lenient.assign(file=[Path(file).name for file in lenient["file"]]).set_index("file")
     damaged = lenient.loc["truncated_with_index.mp4"]
     assert damaged["status"] == "ok"
     assert damaged["reason"].startswith("damaged: 6 of 24 announced frames decode")
@@ -232,39 +229,57 @@ def test_the_hostile_folder_is_scored_to_its_end():
 
 
 @pytest.fixture
-def command(monkeypatch):
-    """``reelign score`` alone, with a builder that knows the rewards above."""
-    module = ModuleType("reelign.build")
-    module.build_reward = lambda name: {"brightness": Brightness, "length": PromptLength}[name]()
-    monkeypatch.setitem(sys.modules, "reelign.build", module)
+def command():
+    """``reelign score`` alone."""
     app = typer.Typer()
     app.command()(score)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
+MINE = "test_scoring:Brightness,test_scoring:PromptLength"
+
+
 def test_the_command_scores_shows_and_saves(command, folder, tmp_path):
     out = tmp_path / "out" / "scores.parquet"
-    result = command(folder, "--rewards", "brightness,length", "--out", out)
+    result = command(folder, "--rewards", MINE, "--on", "here", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "1 of 4 clips scored; 3 with an error" in result.output
-    assert str(out) in result.output
+    assert "2 of 4 clips scored; 2 with an error" in result.output
+    assert "4 computed now" in result.output
     scores = pd.read_parquet(out)
     assert scores["brightness"][0] == pytest.approx(0.25, abs=0.01)
-    assert list(scores.columns) == ["file", "status", "reason", "brightness", "length"]
+    assert list(scores.columns) == ["file", "prompt", "group", "status", "reason", "brightness", "promptlength"]
+    assert "0 computed now" in command(folder, "--rewards", MINE, "--on", "here").output
 
 
-def test_the_command_takes_prompts_from_a_table(command, folder, tmp_path):
-    (tmp_path / "prompts.jsonl").write_text('{"file_name": "deep/b.mp4", "text": "seventeen letters"}\n')
-    words = ("--rewards", "length", "--out", tmp_path / "s", "--prompts", tmp_path / "prompts.jsonl")
-    assert command(folder, *words).exit_code == 0
-    assert pd.read_csv(tmp_path / "s.csv").set_index("file").loc["deep/b.mp4", "length"] == 17
+def test_the_command_takes_a_table(command, folder, tmp_path):
+    (folder / "prompts.jsonl").write_text('{"file_name": "deep/b.mp4", "text": "seventeen letters"}\n')
+    words = (
+        "--rewards",
+        "test_scoring:PromptLength",
+        "--out",
+        tmp_path / "s",
+        "--on",
+        "here",
+        "--takes",
+        tmp_path / "t",
+    )
+    result = command(folder / "prompts.jsonl", *words)
+    assert result.exit_code == 0, result.output
+    assert pd.read_csv(tmp_path / "s.csv")["promptlength"].tolist() == [17]
 
 
 def test_the_command_refuses_before_it_scores(command, folder, tmp_path):
     out = tmp_path / "s.parquet"
-    assert isinstance(command(tmp_path / "no", "--rewards", "brightness", "--out", out).exception, DataError)
-    assert isinstance(command(folder, "--rewards", "brightness,", "--out", out).exception, ConfigError)
-    assert isinstance(command(folder, "--rewards", "length,length", "--out", out).exception, ConfigError)
+
+    def refused(*words):
+        return command(*words, "--on", "here", "--out", out).exception
+
+    assert isinstance(refused(tmp_path / "no"), DataError)
+    assert isinstance(refused(folder, "--rewards", "clip,"), ConfigError)
+    assert isinstance(refused(folder, "--metrics", "sharpness,sharpness"), ConfigError)
+    assert isinstance(refused(folder, "--metrics", "sharpnes"), ConfigError)
+    assert isinstance(refused(folder, "--metrics", "sharpness", "--set", "blockiness.model=x"), ConfigError)
+    assert isinstance(command(folder, "--on", "mars").exception, ConfigError)
     (tmp_path / "file").touch()
     result = command(folder, "--rewards", "unknown", "--out", tmp_path / "file" / "s.parquet")
     assert isinstance(result.exception, RunFolderError)  # known before any reward is loaded

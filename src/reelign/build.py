@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reelign.catalogue import TABLE, resolve
 from reelign.contracts import Reward, RewardCard
 from reelign.errors import ConfigError, ContractError, UnknownNameError
+from reelign.metrics.clip import ClipMetric, MetricCard
+from reelign.metrics.reward_metric import MAX_FRAMES, RewardMetric
 from reelign.rewards.card import GOLDEN_FILE, Check, record_golden, require_verified, sensitivity, verify
 from reelign.rewards.weighted import Term, WeightedReward
+from reelign.selection.scoring import Scorer
+from reelign.zoo.models import fingerprint
 
 TERM_SETTINGS = ("weight", "loss", "target", "normalise", "keep_within", "multiplier_rate")
 
@@ -65,6 +71,65 @@ def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
 def reward_cards() -> list[RewardCard]:
     """The card of every reward that ships with the package; no weights are loaded."""
     return [resolve("reward", name).card for name in TABLE["reward"]]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric or reward as a user asks for it; it pickles, so that every worker can build its own.
+
+    Args:
+        kind: ``metric`` or ``reward``.
+        name: of the catalogue, or ``module:object``.
+        options: keyword arguments.
+        max_frames: of a reward; how many frames it sees at most.
+    """
+
+    kind: Literal["metric", "reward"]
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    max_frames: int = MAX_FRAMES
+
+
+def build_scorers(specs: Sequence[MetricSpec]) -> list[Scorer]:
+    """Load metrics and rewards, each with the parameters that are part of its scores' key.
+
+    Those are the options given, the model (its default where none was given) and a fingerprint of the model's files, so
+    that a score by other weights is another score.
+
+    Raises:
+        UnknownNameError, ConfigError, ContractError: as ``build_reward``.
+    """
+    return [_build_scorer(spec) for spec in specs]
+
+
+def _build_scorer(spec: MetricSpec) -> Scorer:
+    options = dict(spec.options)
+    if spec.kind == "reward":
+        name = spec.name.rpartition(":")[2].lower() if ":" in spec.name else spec.name
+        metric: Any = RewardMetric(build_reward(spec.name, options), name, spec.max_frames)
+    else:
+        metric = _call("metric", spec.name, options)
+        if not isinstance(metric, ClipMetric) or not isinstance(metric.card, MetricCard):
+            raise ContractError(f"a metric has a MetricCard and 'start'; {spec.name!r} made a {type(metric).__name__}")
+    default = inspect.signature(resolve(spec.kind, spec.name)).parameters.get("model")
+    if default is not None and "model" not in options and isinstance(default.default, str):
+        options["model"] = default.default
+    if spec.kind == "reward" and spec.max_frames != MAX_FRAMES:
+        options["max_frames"] = spec.max_frames
+    if isinstance(options.get("model"), str) and (mark := fingerprint(options["model"])):
+        options["fingerprint"] = mark
+    return Scorer(metric, json.dumps(options, sort_keys=True, default=str))
+
+
+def metric_cards() -> list[MetricCard]:
+    """The card of every metric that needs no weights; nothing is loaded."""
+    found = (resolve("metric", name) for name in TABLE["metric"])
+    return [metric.card for metric in found if isinstance(getattr(metric, "card", None), MetricCard)]
+
+
+def weight_free() -> tuple[str, ...]:
+    """The names of the metrics that need neither weights nor a prompt: what is scored unless told otherwise."""
+    return tuple(card.name for card in metric_cards() if not card.needs_prompt)
 
 
 def build_measures(chosen: Sequence[str]) -> list[Any]:

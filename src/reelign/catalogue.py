@@ -39,6 +39,17 @@ TABLE: dict[str, dict[str, str]] = {
         "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
         "partial_chain": "reelign.algorithms.partial_chain:PartialChain",
     },
+    "metric": {
+        "temporal_flickering": "reelign.metrics.flicker:TemporalFlickering",
+        "motion_compensated_flicker": "reelign.metrics.flicker:MotionCompensatedFlicker",
+        "motion_smoothness": "reelign.metrics.smoothness:MotionSmoothness",
+        "dynamic_degree": "reelign.metrics.dynamics:DynamicDegree",
+        "histogram_consistency": "reelign.metrics.consistency:HistogramConsistency",
+        "sharpness": "reelign.metrics.picture_quality:Sharpness",
+        "blockiness": "reelign.metrics.picture_quality:Blockiness",
+        "exposure": "reelign.metrics.picture_quality:Exposure",
+        "colourfulness": "reelign.metrics.picture_quality:Colourfulness",
+    },
     "measure": {
         "shapes": "reelign.metrics.shapes_instrument:shapes_measure",
         "motion_energy": "reelign.metrics.motion_energy:motion_energy",
@@ -50,7 +61,7 @@ def names(kind: str) -> list[str]:
     """Every name of a kind, built in or installed, in alphabetical order.
 
     Args:
-        kind: ``reward``, ``generator``, ``algorithm`` or ``measure``.
+        kind: ``reward``, ``metric``, ``generator``, ``algorithm`` or ``measure``.
     """
     return sorted(_targets(kind))
 

@@ -43,6 +43,7 @@ class MetricCard:
         better: which direction is better, or ``neither``.
         protocol: the exact definition in one sentence: size, rate, model.
         source: paper or program whose definition it is.
+        needs_prompt: whether the value depends on the clip's prompt, which is then part of a score's key.
     """
 
     name: str
@@ -53,6 +54,7 @@ class MetricCard:
     better: Literal["higher", "lower", "neither"]
     protocol: str
     source: str = "reelign"
+    needs_prompt: bool = False
 
 
 @dataclass(eq=False)

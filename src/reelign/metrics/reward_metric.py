@@ -169,4 +169,5 @@ def metric_card(card: RewardCard, name: str, max_frames: int = MAX_FRAMES) -> Me
         better="higher",
         protocol=f"reward {card.name} on {chosen} of the first {max_frames}{size}: {card.summary}",
         source=card.source,
+        needs_prompt=card.needs_prompt,
     )

@@ -1,97 +1,286 @@
-"""Score every clip of a folder with any rewards: one row a clip, whatever state the clip is in.
+"""Score the clips of a takes folder: whatever is missing is computed, once, and appended as it comes.
 
-A row has ``file`` (relative to the folder), ``status``, ``reason`` and one column a reward. ``ok`` means that every
-reward gave a value; ``reason`` is then empty, or says what was special ("only the first 256 of 300 frames were read").
-Otherwise the status is ``error``, the reason says why, and what could not be scored is NaN: never a zero, and never the
-end of the run.
+A clip is decoded once and every frame goes to all metrics (``metrics/clip.py``); rewards are metrics too
+(``metrics/reward_metric.py``). Each value is a row of the scores table. A clip that cannot be read gives rows with
+status ``error`` and the reason, a metric that does not apply one with ``undefined``: never a zero, and never the end of
+the run. What is there already is not computed again, so a run that was killed goes on where it stopped, at most
+``SHARD`` clips back.
 
-Each clip is decoded once, at its own size, and given to every reward. A reward made for a fixed number of frames (its
-card's ``frames``) gets that many, at round(linspace(0, T − 1, frames)): a longer clip is thinned evenly, a shorter one
-repeats frames evenly, and ``fps`` is that of the frames chosen.
+The executors (``executors.py``) do the same work in this process, in a pool of processes or on Ray, and append the same
+rows in the same parts, byte for byte.
 
-Run: ``reelign score takes/ --rewards brightness_range --out scores.parquet``.
+Run: ``reelign score takes/``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cv2
 import pandas as pd
-import torch
-from torch import Tensor
 
-from reelign.contracts import Request, Reward, VideoBatch
-from reelign.datasets.video_folder import captions
-from reelign.errors import ConfigError, ContractError, DataError, NonFiniteError, ReelignError, RunFolderError
-from reelign.video_io import CLIP_SUFFIXES, Clip, find_clips, read_clip, replacing
+from reelign.errors import ConfigError, NonFiniteError, ReelignError, RunFolderError
+from reelign.metrics.clip import Accumulator, ClipInfo, ClipMetric, Frame, MetricCard, Undefined
+from reelign.metrics.reward_metric import RewardMetric
+from reelign.selection.takes import SCORE_COLUMNS, TakesFolder
+from reelign.video_decode import FrameStream
+from reelign.video_io import replacing
 
-MAX_FRAMES = 256  # of 1280×720 these are 2.8 GB
-COLUMNS = ("file", "status", "reason")
-NO_PROMPT = "(no prompt)"  # a request must have one; only rewards that never look at it get this
-# What a clip can do to a reward: too small for its kernel, too large for the memory. Anything else is a bug in the
-# reward, which would repeat on every clip, and keeps its traceback.
-CLIP_FAULTS = (ReelignError, RuntimeError, ValueError, MemoryError)
+SHARD = 64  # clips a part of the scores table
+# What a clip can do to a metric: too small for its kernel, too large for the memory. Anything else is a bug in the
+# metric, which would repeat on every clip, and keeps its traceback.
+CLIP_FAULTS = (ReelignError, RuntimeError, ValueError, MemoryError, cv2.error)
+Rows = list[tuple[Any, ...]]
 
 
-def score_folder(
-    folder: str | Path,
-    rewards: Mapping[str, Reward],
-    prompts: Mapping[str, str] | None = None,
-    max_frames: int = MAX_FRAMES,
-    strict: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Score every clip in ``folder`` and below.
+@dataclass(frozen=True)
+class Scorer:
+    """A metric as it was asked for.
 
     Args:
-        folder: where the clips are.
-        rewards: what to score with, by column name.
-        prompts: clip relative to ``folder`` to prompt; None reads the tables beside the clips.
-        max_frames: at most this many frames of a clip, from its start; bounds the memory.
+        metric: ready to use.
+        parameters: its options as JSON with sorted keys; part of the key of a score.
+    """
+
+    metric: ClipMetric
+    parameters: str = "{}"
+
+    def prompt(self, prompt: str) -> str:
+        """The prompt as part of a score's key: empty where the metric does not look at it."""
+        return prompt if self.metric.card.needs_prompt else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to score.
+
+    Args:
+        take: its content hash.
+        path: where it is.
+        prompt: what it answers.
+        missing: which scorers, by position.
+    """
+
+    take: str
+    path: str
+    prompt: str
+    missing: tuple[int, ...]
+
+
+Build = Callable[[], Sequence[Scorer]]
+Executor = Callable[[Sequence[Job], Build, bool], Iterator[Rows]]
+
+
+def score_takes(
+    takes: TakesFolder,
+    build: Build,
+    execute: Executor,
+    *,
+    strict: bool = True,
+    retry: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Compute what is missing.
+
+    Args:
+        takes: the folder.
+        build: makes the scorers; called once here and once in every worker, so it must pickle.
+        execute: from ``executors``: jobs to their rows, in order.
         strict: whether a damaged clip is an error; if not, what decodes is scored, with the damage as reason.
-        progress: called with clips done and clips in all, first with 0.
+        retry: compute scores again that ended in an error.
+        progress: called with clips done and clips to do, first with 0.
 
     Returns:
-        One row a clip, sorted by file: ``file``, ``status`` (``ok`` or ``error``), ``reason``, and one float a reward.
+        How many clips were scored.
 
     Raises:
-        DataError: no such folder, no clip in it, or its caption tables cannot be read.
-        ConfigError: no reward, or one named like another column.
+        ConfigError: two metrics give a column of the same name.
     """
-    folder = Path(folder)
-    if not rewards or set(rewards) & set(COLUMNS):
-        raise ConfigError(f"scoring needs rewards, not named {', '.join(COLUMNS)}; got {', '.join(rewards) or 'none'}")
-    clips = find_clips(folder)
-    if not clips:
-        raise DataError(f"a folder to score holds clips ({', '.join(CLIP_SUFFIXES)}); {folder} has none")
-    prompts = captions(folder) if prompts is None else prompts
+    scorers = list(build())
+    check_columns([scorer.metric.card for scorer in scorers])
+    jobs = plan(takes, scorers, retry=retry)
     report = progress or (lambda done, total: None)
-    report(0, len(clips))
-    rows = []
-    for done, path in enumerate(clips, 1):
-        name = path.relative_to(folder).as_posix()
-        values, reasons, failed = _score_clip(path, rewards, prompts.get(name), max_frames, strict)
-        rows.append({"file": name, "status": "error" if failed else "ok", "reason": "; ".join(reasons), **values})
-        report(done, len(clips))
-    return pd.DataFrame(rows, columns=[*COLUMNS, *rewards])
+    report(0, len(jobs))
+    waiting: Rows = []
+    for done, rows in enumerate(execute(jobs, build, strict), 1):
+        waiting += rows
+        if done % SHARD == 0 or done == len(jobs):
+            takes.append_scores(pd.DataFrame(waiting, columns=list(SCORE_COLUMNS)))
+            waiting = []
+        report(done, len(jobs))
+    return len(jobs)
 
 
-def choose_frames(clip: Clip, frames: int) -> Clip:
-    """``frames`` frames at round(linspace(0, T − 1, frames)), and the rate they are then shown at.
+def plan(takes: TakesFolder, scorers: Sequence[Scorer], *, retry: bool = False) -> list[Job]:
+    """The clips that lack a score, in the order of the table; of equal files with equal prompts, one."""
+    scores = takes.scores()
+    if retry:
+        scores = scores[scores["status"] != "error"]
+    known = set(zip(*(scores[name] for name in KEY), strict=True))
+    jobs: dict[tuple[str, str], Job] = {}
+    for take, file, prompt in takes.takes()[["take", "file", "prompt"]].itertuples(index=False):
+        missing = tuple(i for i, scorer in enumerate(scorers) if not _keys(take, prompt, scorer) <= known)
+        if missing:
+            jobs.setdefault((take, prompt), Job(take, str(takes.locate(file)), prompt, missing))
+    return list(jobs.values())
+
+
+KEY = ["take", "metric", "version", "parameters", "prompt"]
+
+
+def _keys(take: str, prompt: str, scorer: Scorer) -> set[tuple[Any, ...]]:
+    card = scorer.metric.card
+    return {(take, name, card.version, scorer.parameters, scorer.prompt(prompt)) for name in card.values}
+
+
+def check_columns(cards: Iterable[MetricCard]) -> None:
+    """Refuse two metrics that give one column.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    owner: dict[str, str] = {}
+    for card in cards:
+        for column in card.values:
+            if column in owner:
+                raise ConfigError(f"each column has one metric; {owner[column]} and {card.name} both give {column!r}")
+            owner[column] = card.name
+    if not owner:
+        raise ConfigError("scoring needs at least one metric or reward; got none")
+
+
+@dataclass
+class _Running:
+    """One metric on one clip: its accumulator, or why it stopped."""
+
+    scorer: Scorer
+    state: Accumulator
+    failed: str = ""
+
+    def add(self, frame: Frame) -> None:
+        if not self.failed:
+            try:
+                self.state.add(frame)
+            except CLIP_FAULTS as error:
+                self.failed = one_line(error)
+
+    def finish(self) -> Mapping[str, float | str | Undefined]:
+        """Value, reason of failure, or Undefined, by column."""
+        columns = self.scorer.metric.card.values
+        if self.failed:
+            return dict.fromkeys(columns, self.failed)
+        try:
+            found = self.state.finish()
+            return {column: _finite(found[column]) for column in columns}
+        except Undefined as reason:
+            return dict.fromkeys(columns, reason)
+        except CLIP_FAULTS as error:
+            return dict.fromkeys(columns, one_line(error))
+
+    def note(self, frames: int) -> str:
+        metric = self.scorer.metric
+        if isinstance(metric, RewardMetric) and frames > metric.max_frames:
+            return f"only the first {metric.max_frames} of {frames} frames were scored"
+        return ""
+
+
+@dataclass
+class ClipScorer:
+    """Scores clips, one after the other, with metrics that are built once.
 
     Args:
-        clip: T frames, any T; where T is below ``frames``, frames repeat evenly.
-        frames: how many, at least 1.
+        scorers: metrics with their parameters.
+        strict: as in ``score_takes``.
     """
-    length = len(clip.video)
-    if length == frames:
-        return clip
-    index = torch.linspace(0, length - 1, frames, dtype=torch.float64).round().long()
-    # First and last frame stay, so it is the gaps that stretch, not the frames.
-    share = (frames - 1) / (length - 1) if min(frames, length) > 1 else frames / length
-    return Clip(clip.video[index], clip.fps * share, clip.notes)
+
+    scorers: Sequence[Scorer]
+    strict: bool = True
+    _running: list[_Running] = field(default_factory=list, repr=False)
+
+    def __call__(self, job: Job) -> Rows:
+        """A row a value, as in ``SCORE_COLUMNS``."""
+        chosen = [self.scorers[i] for i in job.missing]
+        stream = FrameStream(job.path, eight_bits=True)
+        try:
+            running = self._look(stream, chosen, job.prompt)
+            stream.check(strict=self.strict)
+        except CLIP_FAULTS as error:
+            return failed_rows(job, self.scorers, one_line(error).removeprefix(f"{job.path}: "))
+        rows: Rows = []
+        for one in running:
+            notes = [*stream.notes(), *filter(None, [one.note(stream.count)])]
+            for column, value in one.finish().items():
+                rows.append(_row(job, one.scorer, column, value, "; ".join(notes)))
+        return rows
+
+    def _look(self, stream: FrameStream, chosen: Sequence[Scorer], prompt: str) -> list[_Running]:
+        running: list[_Running] = []
+        for index, rgb in enumerate(stream):
+            if not running:
+                info = ClipInfo(stream.stated_fps, rgb.shape[0], rgb.shape[1], prompt)
+                running = [_Running(scorer, scorer.metric.start(info)) for scorer in chosen]
+            frame = Frame(index, rgb.astype("uint8", copy=False))
+            for one in running:
+                one.add(frame)
+        return running
+
+
+def failed_rows(job: Job, scorers: Sequence[Scorer], reason: str) -> Rows:
+    """An error row for every value that the job was to give."""
+    chosen = [scorers[i] for i in job.missing]
+    return [_row(job, scorer, column, reason) for scorer in chosen for column in scorer.metric.card.values]
+
+
+def _row(job: Job, scorer: Scorer, column: str, value: float | str | Undefined, notes: str = "") -> tuple[Any, ...]:
+    key = (job.take, column, scorer.metric.card.version, scorer.parameters, scorer.prompt(job.prompt))
+    if isinstance(value, Undefined):
+        return (*key, None, "undefined", str(value))
+    if isinstance(value, str):
+        return (*key, None, "error", value)
+    return (*key, value, "ok", notes)
+
+
+def _finite(value: float) -> float:
+    number = float(value)
+    if not abs(number) < float("inf"):
+        raise NonFiniteError(f"a score is a finite number; got {number}")
+    return number
+
+
+def one_line(error: BaseException) -> str:
+    """An error of a clip as one line, with its type where it is not one of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ReelignError) else f"{type(error).__name__}: {text}"
+
+
+def scored_table(takes: TakesFolder, columns: Sequence[str]) -> pd.DataFrame:
+    """One row a clip: ``file``, ``prompt``, ``group``, ``status``, ``reason`` and the values.
+
+    ``status`` is ``error`` where any value failed, else ``undefined`` where any does not apply, else ``ok``.
+
+    Args:
+        columns: names of values; NaN where there is none.
+    """
+    wide, scores = takes.wide(columns), takes.current_scores()
+    scores = scores[scores["metric"].isin(columns)]
+    told = {key: _in_one(rows, len(columns)) for key, rows in scores.groupby(["take", "prompt"])}
+    summary = [told[key] for key in zip(wide["take"], wide["prompt"], strict=True)]
+    facts = wide[["file", "prompt", "group"]].assign(status=[s for s, _ in summary], reason=[r for _, r in summary])
+    return pd.concat([facts, wide[list(columns)]], axis=1).sort_values("file", ignore_index=True)
+
+
+def _in_one(rows: pd.DataFrame, columns: int) -> tuple[str, str]:
+    """Status and reason of one clip; what is said of every column is said once, the rest with the columns' names."""
+    names: dict[str, list[str]] = {}
+    for metric, reason in zip(rows["metric"], rows["reason"], strict=True):
+        names.setdefault(reason, []).append(metric)
+    names.pop("", None)
+    lines = [reason if len(of) == columns else f"{', '.join(of)}: {reason}" for reason, of in names.items()]
+    status = next((one for one in ("error", "undefined") if (rows["status"] == one).any()), "ok")
+    return status, "; ".join(lines)
 
 
 def check_writable(path: str | Path) -> None:
@@ -110,10 +299,10 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_scores(frame: pd.DataFrame, path: str | Path) -> tuple[Path, Path]:
-    """Write the table as Parquet, and as CSV next to it; both appear only when both are complete.
+    """Write a table as Parquet, and as CSV next to it; both appear only when both are complete.
 
     Args:
-        frame: what ``score_folder`` gave.
+        frame: any table.
         path: with or without ``.parquet`` or ``.csv``; a table that is there is replaced.
 
     Returns:
@@ -133,42 +322,3 @@ def _tables(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     stem = path.stem if path.suffix in (".parquet", ".csv") else path.name
     return path.with_name(f"{stem}.parquet"), path.with_name(f"{stem}.csv")
-
-
-def _score_clip(
-    path: Path, rewards: Mapping[str, Reward], prompt: str | None, max_frames: int, strict: bool
-) -> tuple[dict[str, float], list[str], bool]:
-    """A value a reward, the reasons, and whether anything is missing."""
-    values = dict.fromkeys(rewards, math.nan)
-    try:
-        clip = read_clip(path, max_frames, strict=strict)
-    except CLIP_FAULTS as error:
-        return values, [_one_line(error).removeprefix(f"{path}: ")], True
-    reasons = list(clip.notes)
-    for name, reward in rewards.items():
-        try:
-            values[name] = _score(reward, clip, prompt)
-        except CLIP_FAULTS as error:
-            reasons.append(f"{name}: {_one_line(error)}")
-    return values, reasons, any(math.isnan(value) for value in values.values())
-
-
-def _score(reward: Reward, clip: Clip, prompt: str | None) -> float:
-    card = reward.card
-    if card.needs_prompt and not prompt:
-        raise DataError("needs a prompt, and this clip has none; add it to metadata.csv")
-    chosen = clip if card.frames == "any" else choose_frames(clip, card.frames)
-    with torch.no_grad():
-        score: Tensor = reward(VideoBatch(chosen.video[None], chosen.fps, Request((prompt or NO_PROMPT,))))
-    if not isinstance(score, Tensor) or score.shape != (1,):
-        shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise ContractError(f"a reward gives one score a clip, shape (1,); got {shape}")
-    value = score.item()
-    if not math.isfinite(value):
-        raise NonFiniteError(f"a score is a finite number; got {value}")
-    return value
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ReelignError) else f"{type(error).__name__}: {text}"

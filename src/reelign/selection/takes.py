@@ -1,11 +1,12 @@
 """A takes folder: one row a clip, one row a score, both append-only Parquet that anything reads.
 
     TAKES/takes.parquet/part-000000.parquet   take, file, prompt, group, generator, seed
-    TAKES/scores.parquet/part-000000.parquet  take, metric, version, parameters, value, status, reason
+    TAKES/scores.parquet/part-000000.parquet  take, metric, version, parameters, prompt, value, status, reason
 
 ``take`` is the SHA-256 of the file's bytes, so a score belongs to a picture and not to a name: it is never computed
-twice, and a file that changed is a new take. A score is keyed by (take, metric, version, parameters); ``status`` is
-``ok``, ``undefined`` (the metric does not apply) or ``error``, and only ``ok`` has a value.
+twice, and a file that changed is a new take. A score is keyed by (take, metric, version, parameters, prompt), where the
+prompt is empty unless the metric looks at it; ``status`` is ``ok``, ``undefined`` (the metric does not apply) or
+``error``, and only ``ok`` has a value.
 
 Nothing is rewritten: an append is a new part, written under a hidden name and renamed; of several rows with one key,
 the last counts. Several programs may append at once.
@@ -37,6 +38,7 @@ SCORE_SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("version", pa.int64()),
         ("parameters", pa.string()),
+        ("prompt", pa.string()),
         ("value", pa.float64()),
         ("status", pa.string()),
         ("reason", pa.string()),
@@ -44,7 +46,7 @@ SCORE_SCHEMA = pa.schema(
 )
 TAKE_COLUMNS = tuple(TAKE_SCHEMA.names)
 SCORE_COLUMNS = tuple(SCORE_SCHEMA.names)
-SCORE_KEY = ["take", "metric", "version", "parameters"]
+SCORE_KEY = ["take", "metric", "version", "parameters", "prompt"]
 STATUSES = ("ok", "undefined", "error")
 
 
@@ -84,29 +86,38 @@ class TakesFolder:
         found = _read(self.path / SCORES, SCORE_SCHEMA)
         return found.drop_duplicates(SCORE_KEY, keep="last").reset_index(drop=True)
 
+    def current_scores(self) -> pd.DataFrame:
+        """The scores that count, for each take and the prompt it has now: ``SCORE_COLUMNS``.
+
+        Of a metric the highest version counts, of its parameters those computed last, and of a score without and one
+        with the prompt the one with it.
+        """
+        scores = self.scores()
+        scores = scores[scores.groupby("metric")["version"].transform("max") == scores["version"]]
+        scores = scores[scores.groupby("metric")["parameters"].transform("last") == scores["parameters"]]
+        rows = self.takes()[["take", "prompt"]].drop_duplicates()
+        rows = rows.merge(scores.rename(columns={"prompt": "seen"}), on="take")
+        rows = rows[(rows["seen"] == "") | (rows["seen"] == rows["prompt"])]
+        rows = rows.sort_values("seen", kind="stable").drop_duplicates(["take", "prompt", "metric"], keep="last")
+        return rows[list(SCORE_COLUMNS)].sort_index().reset_index(drop=True)
+
     def wide(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
         """One row a clip: ``TAKE_COLUMNS`` and a float column a metric; NaN where there is no value.
 
-        Of several versions of a metric the highest counts. A metric computed with several parameters gives a column for
-        each, named ``metric{parameters}``; otherwise the column has the metric's name.
-
         Args:
-            columns: which metrics; None is all.
+            columns: which metrics; None is all. Of one computed with several parameters those of the last run count.
 
         Raises:
             DataError: a column that nobody computed.
         """
-        takes, scores = self.takes(), self.scores()
-        newest = scores.groupby("metric")["version"].transform("max") == scores["version"]
-        scores = scores[newest]
-        several = scores.groupby("metric")["parameters"].transform("nunique") > 1
-        names = scores["metric"].where(~several, scores["metric"] + scores["parameters"])
-        values = scores.assign(column=names).pivot(index="take", columns="column", values="value")
-        wanted = list(values.columns) if columns is None else list(columns)
-        if missing := [name for name in wanted if name not in values.columns]:
-            known = ", ".join(values.columns) or "none yet"
-            raise DataError(f"scores to use must be computed; {self.path} has no {', '.join(missing)} (it has {known})")
-        return takes.join(values[wanted].rename_axis(columns=None), on="take")
+        scores = self.current_scores()
+        known = list(dict.fromkeys(scores["metric"]))
+        wanted = sorted(known) if columns is None else list(columns)
+        if missing := [name for name in wanted if name not in known]:
+            has = ", ".join(known) or "none yet"
+            raise DataError(f"scores to use must be computed; {self.path} has no {', '.join(missing)} (it has {has})")
+        values = scores.pivot(index=["take", "prompt"], columns="metric", values="value").reindex(columns=wanted)
+        return self.takes().join(values.rename_axis(columns=None).astype("float64"), on=["take", "prompt"])
 
     def locate(self, file: str) -> Path:
         """Where a clip of the table is."""

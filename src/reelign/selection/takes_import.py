@@ -24,7 +24,7 @@ import pandas as pd
 from reelign.checkpoint import digest
 from reelign.datasets.video_folder import CAPTION_COLUMNS, rows_beside, rows_of
 from reelign.errors import DataError
-from reelign.selection.takes import SCORE_COLUMNS, SCORE_KEY, TAKE_COLUMNS, TakesFolder
+from reelign.selection.takes import SCORE_COLUMNS, TAKE_COLUMNS, TakesFolder
 from reelign.video_io import CLIP_SUFFIXES, find_clips
 
 FILE_COLUMNS = ("file_name", "file", "video_name")
@@ -61,12 +61,21 @@ def import_takes(
         if progress is not None:
             progress(done, len(found))
     fresh = pd.DataFrame(rows, columns=list(TAKE_COLUMNS)).astype({"seed": "Int64"})
-    same = fresh.merge(known, how="left", on=list(TAKE_COLUMNS), indicator=True)["_merge"] == "both"
-    takes.append_takes(fresh[~same.to_numpy()])
+    takes.append_takes(_new(fresh, known))
     given = _score_rows(fresh, place, scores, source.name)
-    known_scores = given.merge(takes.scores(), how="left", on=[*SCORE_KEY, "value"], indicator=True)["_merge"] == "both"
-    takes.append_scores(given[~known_scores.to_numpy()])
+    takes.append_scores(_new(given, takes.scores()))
     return takes
+
+
+def _new(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a table does not hold yet."""
+
+    def keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+        plain = frame[list(rows.columns)].astype(object).where(frame[list(rows.columns)].notna(), None)
+        return list(plain.itertuples(index=False, name=None))
+
+    there = set(keys(known))
+    return rows[pd.Series([key not in there for key in keys(rows)], rows.index, dtype=bool)]
 
 
 def _from_folder(folder: Path) -> dict[Path, Mapping[str, Any]]:
@@ -112,7 +121,7 @@ def _score_rows(fresh: pd.DataFrame, place: Path, scores: Mapping[Path, dict[str
     identity = dict(zip(fresh["file"], fresh["take"], strict=True))
     parameters = json.dumps({"imported": table})
     rows = [
-        (identity[_name(path, place)], metric, 1, parameters, value, "ok", "")
+        (identity[_name(path, place)], metric, 1, parameters, "", value, "ok", "")
         for path, values in sorted(scores.items())
         for metric, value in values.items()
     ]

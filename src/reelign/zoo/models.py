@@ -8,6 +8,7 @@ Left out: revisions and subfolders of hub ids; download them first and name the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from reelign.errors import DataError, ModelError, UnknownNameError
 ZOO = ("tiny-wan", "tiny-clip", "tiny-videomae")
 PREFIX = "zoo:"
 MEASURED_FILE = "measured.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 WEIGHTS = Path(__file__).parent / "weights"
 # Where transformers writes how pixels are prepared, oldest layout first; the last one nests it.
 PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -40,6 +42,27 @@ def packaged_folder(name: str) -> Path:
     if name not in ZOO:
         raise UnknownNameError("zoo model", PREFIX + name, [PREFIX + known for known in ZOO])
     return WEIGHTS / name
+
+
+def fingerprint(model: str) -> str:
+    """A short mark of a model's weight files: 16 hexadecimal digits over their names, sizes, first and last 64 KiB.
+
+    Other weights give another mark, unless they differ only in the middle of large files. Empty for what is not a file
+    or folder here, for example a hub id.
+
+    Args:
+        model: ``zoo:NAME``, a file or a folder.
+    """
+    place = packaged_folder(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else Path(model).expanduser()
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in WEIGHT_SUFFIXES)
+    mark = hashlib.sha256()
+    for path in files:
+        mark.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            mark.update(file.read(1 << 16))
+            file.seek(-min(1 << 16, path.stat().st_size), 2)
+            mark.update(file.read())
+    return mark.hexdigest()[:16] if files else ""
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -38,13 +38,16 @@ def evaluate(
     ] = None,
     halves: Annotated[int, typer.Option(help="Half-samples of an interval.")] = 100,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    earlier: Annotated[
+        Path | None, typer.Option("--against", help="An earlier evaluation.json, to show where it is comparable.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     cache: Annotated[Path | None, typer.Option(help="Of features; default: in your cache folder.")] = None,
 ) -> None:
     """Distances between two folders of clips with their intervals and floors, and changes of their takes' scores."""
     from reelign.metrics.feature_sets import default_cache
     from reelign.metrics.set_comparison import Options
-    from reelign.metrics.set_evaluation import Plan, save
+    from reelign.metrics.set_evaluation import Plan, against, save
     from reelign.metrics.set_evaluation import evaluate as compare
     from reelign.plots.sets import evaluation_figure, save_evaluation
 
@@ -69,6 +72,9 @@ def evaluate(
     saved = save(evaluation, out)
     saved += save_evaluation(evaluation_figure(evaluation.distances, evaluation.scores, evaluation.tables), out)
     _show(evaluation)
+    for distance, before, reason in against(evaluation, earlier) if earlier else ():
+        was = f"was {before.value:.4g} [{before.low:.3g}, {before.high:.3g}]" if before else reason
+        console.print(f"{distance.metric}: {escape(was)}", soft_wrap=True, highlight=False)
     console.print(f"saved: {out} ({', '.join(path.name for path in saved)})", soft_wrap=True, markup=False)
 
 

@@ -18,7 +18,7 @@ Run: ``compare_sets("cmmd", reference, clips)``, or ``reelign evaluate REFERENCE
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelign.errors import DataError, UnknownNameError
-from reelign.metrics.feature_sets import FeatureProtocol, FeatureSet
+from reelign.metrics.feature_sets import FeatureProtocol, FeatureSet, FrameChoice
 from reelign.metrics.frechet import Features, frechet_distance
 from reelign.metrics.mmd import CUBIC, QUADRATIC, WIDE_GAUSSIAN, Kernel, clip_gram, discrepancy
 
@@ -297,3 +297,19 @@ def _warnings(metric: SetMetric, reference: FeatureSet, clips: FeatureSet, rows:
     if metric.standard and metric.standard not in model:
         found.append(f"not the published {metric.name}, which takes {metric.published}")
     return found
+
+
+def from_json(found: Mapping[str, Any]) -> SetDistance:
+    """A result as ``dataclasses.asdict`` and JSON left it.
+
+    Raises:
+        DataError: it is not one, or of another version of this computation.
+    """
+    facts = {key: value for key, value in found.items() if key in SetDistance.__dataclass_fields__}
+    try:
+        protocol = {**facts["protocol"], "frames": FrameChoice(**facts["protocol"]["frames"])}
+        facts["protocol"] = FeatureProtocol(**{**protocol, "resolution": tuple(protocol["resolution"])})
+        facts["floor"], facts["options"] = Floor(**facts["floor"]), Options(**facts["options"])
+        return SetDistance(**{**facts, "warnings": tuple(facts["warnings"])})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"an earlier result has the fields of this version, not {error}: compute it again") from error

@@ -22,7 +22,7 @@ from reelign import __version__
 from reelign.errors import ConfigError, DataError, UnknownNameError
 from reelign.metrics.feature_sets import FeatureCache, FeatureSet, extract
 from reelign.metrics.score_comparison import ScoreChange, compare_scores
-from reelign.metrics.set_comparison import METRICS, Options, SetDistance, compare_sets
+from reelign.metrics.set_comparison import METRICS, Options, SetDistance, comparable, compare_sets, from_json
 from reelign.metrics.set_extractors import build_extractor
 from reelign.selection.takes import TAKE_COLUMNS, TAKES, TakesFolder
 from reelign.video_io import CLIP_SUFFIXES, find_clips, replacing
@@ -217,6 +217,33 @@ def as_table(evaluation: Evaluation) -> pd.DataFrame:
     ]
     columns = ("kind", "name", "value", "low", "high", "clips", "floor", "floor_clips", "protocol", "note")
     return pd.DataFrame(rows, columns=columns)
+
+
+def against(evaluation: Evaluation, earlier: Path) -> list[tuple[SetDistance, SetDistance | None, str]]:
+    """Each set metric beside its value in an earlier ``evaluation.json``.
+
+    Returns:
+        The distance, the earlier one where the two are comparable, and the reason where they are not.
+
+    Raises:
+        DataError: the file is not one that ``save`` wrote.
+    """
+    try:
+        found = json.loads(earlier.read_text(encoding="utf-8"))["distances"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"an earlier evaluation is a file evaluation.json; cannot read {earlier}: {error}") from error
+    known = {distance.metric: distance for distance in map(from_json, found)}
+    rows: list[tuple[SetDistance, SetDistance | None, str]] = []
+    for distance in evaluation.distances:
+        if distance.metric not in known:
+            rows.append((distance, None, "the earlier evaluation has no such metric"))
+            continue
+        try:
+            comparable(distance, known[distance.metric])
+            rows.append((distance, known[distance.metric], ""))
+        except DataError as error:
+            rows.append((distance, None, str(error)))
+    return rows
 
 
 def _features(

@@ -33,7 +33,7 @@ class LinearGenerator(nn.Module):
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.calls += 1
         w = self.w if self.use_adapter else self.w.detach() * 0
-        out = torch.einsum("oc,bcfhw->bofhw", w, x) + (t / 1000) * self.u.view(1, -1, 1, 1, 1)
+        out = torch.einsum("oc,bcfhw->bofhw", w, x) + (t / 1000).view(-1, 1, 1, 1, 1) * self.u.view(1, -1, 1, 1, 1)
         out = out + torch.einsum("ok,bk->bo", self.v, condition.positive["y"]).view(len(x), -1, 1, 1, 1)
         return 2 * torch.sin(out) if self.bent else out
 

@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = (
     ("__init__", "contracts", "errors"),
     ("checkpoint", "run_folder", "video_io", "video_decode", "distributed"),
-    ("objectives", "sampling", "paths"),
+    ("objectives", "optimisation", "latents", "sampling", "paths"),
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),
     ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),

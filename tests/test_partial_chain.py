@@ -7,10 +7,11 @@ import torch
 from linear_generator import LinearGenerator
 from test_reward_gradient import Redness
 
-from reelign.algorithms.partial_chain import Config, LatentCache, PartialChain, corrupt, tail
+from reelign.algorithms.partial_chain import Config, PartialChain, corrupt, tail
 from reelign.algorithms.reward_gradient import gradient_steps
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, DataError
+from reelign.latents import LatentCache
 from reelign.paths import DiscretePath, FlowPath, scaled_linear_alphas
 from reelign.rewards.weighted import Term, WeightedReward
 from reelign.sampling import ChainOptions, chain

@@ -193,7 +193,7 @@ def test_restored_equals_uninterrupted_bit_for_bit(average):
     for name in straight.parameters:
         assert torch.equal(straight.parameters[name], second.parameters[name])
     if average:
-        assert torch.equal(straight.average["w"], second.average["w"])
+        assert torch.equal(straight.optimisation.average["w"], second.optimisation.average["w"])
 
 
 def _through_disk(value):

@@ -38,6 +38,7 @@ TABLE: dict[str, dict[str, str]] = {
     "algorithm": {
         "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
         "partial_chain": "reelign.algorithms.partial_chain:PartialChain",
+        "best_of_n": "reelign.algorithms.best_of_n:BestOfN",
     },
     "metric": {
         "temporal_flickering": "reelign.metrics.flicker:TemporalFlickering",

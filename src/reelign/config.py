@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from reelign.algorithms.best_of_n import Config as BestOfNConfig
 from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.errors import ConfigError, UnknownNameError
@@ -40,7 +41,7 @@ class PromptOptions(_Section):
 
 
 class ClipOptions(_Section):
-    """Captioned clips that ``partial_chain`` begins from.
+    """Captioned clips that ``partial_chain`` begins from and ``best_of_n`` learns from.
 
     Args:
         source: a ``videofolder`` folder, a ``.csv`` or ``.jsonl`` table, or a list of ``path|||caption`` lines.
@@ -90,6 +91,7 @@ class TrainingOptions(_Section):
 
 
 TRAINED_ON = "trained_on"
+FROM_CLIPS = ("partial_chain", "best_of_n")
 
 
 class PromptSetOptions(_Section):
@@ -138,7 +140,7 @@ class RunConfig(_Section):
         output: the run folder.
         seed: of data order and noise.
         prompts: to train on and to hold out; with ``clips``, only the held-out ones are used.
-        clips: what ``partial_chain`` edits.
+        clips: what ``partial_chain`` edits, or the winners that ``best_of_n`` learns from.
         algorithm: which section below is used.
         guard: against reward hacking; on unless told otherwise.
         trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
@@ -150,9 +152,10 @@ class RunConfig(_Section):
     prompts: PromptOptions = PromptOptions()
     clips: ClipOptions | None = None
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)
-    algorithm: Literal["reward_gradient", "partial_chain"] = "reward_gradient"
+    algorithm: Literal["reward_gradient", "partial_chain", "best_of_n"] = "reward_gradient"
     reward_gradient: RewardGradientConfig = RewardGradientConfig()
     partial_chain: PartialChainConfig = PartialChainConfig()
+    best_of_n: BestOfNConfig = BestOfNConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     guard: GuardOptions = GuardOptions()
@@ -164,14 +167,17 @@ class RunConfig(_Section):
         return {"kind": "wan", **value} if isinstance(value, dict) else value
 
     @property
-    def settings(self) -> RewardGradientConfig:
+    def settings(self) -> RewardGradientConfig | PartialChainConfig | BestOfNConfig:
         """The section of the chosen algorithm."""
-        return self.partial_chain if self.algorithm == "partial_chain" else self.reward_gradient
+        chosen: RewardGradientConfig | PartialChainConfig | BestOfNConfig = getattr(self, self.algorithm)
+        return chosen
 
     @model_validator(mode="after")
-    def _clips_go_with_partial_chain(self) -> RunConfig:
-        if (self.clips is not None) != (self.algorithm == "partial_chain"):
-            raise ConfigError("'clips' go with the algorithm partial_chain, which cannot do without, and with no other")
+    def _clips_go_with_some_algorithms(self) -> RunConfig:
+        if (self.clips is not None) != (self.algorithm in FROM_CLIPS):
+            raise ConfigError(
+                f"'clips' go with the algorithms {' and '.join(FROM_CLIPS)}, which cannot do without, and with no other"
+            )
         return self
 
 

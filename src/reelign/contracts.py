@@ -190,7 +190,7 @@ class Generator(Protocol):
         ...
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Raw network output for x [B,…] at time t (scalar tensor), for the positive part of ``condition``."""
+        """Raw network output for x [B,…] at time t, one for all or [B], for the positive part of ``condition``."""
         ...
 
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:

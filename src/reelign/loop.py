@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 
 from reelign import checkpoint
+from reelign.algorithms.best_of_n import BestOfN
+from reelign.algorithms.best_of_n import Config as BestOfNConfig
 from reelign.algorithms.partial_chain import PartialChain
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.build import build_generator, build_measures, build_weighted_reward
@@ -70,6 +72,7 @@ class Run:
         measures = build_measures(config.evaluation.measures)
         reward = build_weighted_reward([r.model_dump() for r in config.rewards])
         self.generator = build_generator(config.generator.model_dump())
+        self.reward = reward
         self.algorithm = self._build_algorithm(reward)
         self.order = self._build_order()
         self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
@@ -98,11 +101,12 @@ class Run:
             self.folder.write_text("config.yaml", dump_config(config))
             self.folder.write_json("environment.json", environment(str(self.generator.device)))
 
-    def _build_algorithm(self, reward: WeightedReward) -> RewardGradient | PartialChain:
-        config = self.config
+    def _build_algorithm(self, reward: WeightedReward) -> RewardGradient | PartialChain | BestOfN:
+        config, cache = self.config, self.folder.path / "latents"
         if config.algorithm == "partial_chain":
-            cache = self.folder.path / "latents"
             return PartialChain(self.generator, reward, config.partial_chain, config.seed, cache)
+        if config.algorithm == "best_of_n":
+            return BestOfN(self.generator, config.best_of_n, config.seed, cache)
         return RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
 
     def _build_guard(self, reward: WeightedReward, measures: list[Any]) -> RunGuard:
@@ -145,13 +149,16 @@ class Run:
         """What will happen, for people to read before it does."""
         config, parameters = self.config, self.generator.trainable()
         count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
-        terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.algorithm.reward.terms]
-        tail = config.settings
+        terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.reward.terms]
+        sampling = config.settings
+        how = f"judged in {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
+        if not isinstance(sampling, BestOfNConfig):
+            how = f"gradient in {sampling.k} of {sampling.steps} steps ({sampling.mode})"
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
             "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if config.generator.lora else 'all weights'})",
             "reward": " + ".join(terms),
-            "algorithm": f"{config.algorithm}, gradient in {tail.k} of {tail.steps} steps ({tail.mode})",
+            "algorithm": f"{config.algorithm}, {how}",
             "prompts": f"{len(self.order)} to train on, {len(self.prompts.held_out)} held out",
             "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
             "output": str(self.folder.path),

@@ -39,6 +39,22 @@ def endpoints(kind: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma:
     return output, (x - alpha * output) / sigma
 
 
+def training_target(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""What a network of this kind should say of x = α·x_0 + σ·ε: the inverse of ``endpoints``.
+
+    ``epsilon``: ε. ``v``: α·ε − σ·x_0. ``flow``: ε − x_0. ``x0``: x_0.
+
+    Args:
+        clean, noise: x_0 and ε, same shape; the result has it too.
+        alpha, sigma: scalars, or broadcastable to ``clean``.
+    """
+    if kind == "flow":
+        return noise - clean
+    if kind == "epsilon":
+        return noise
+    return alpha * noise - sigma * clean if kind == "v" else clean
+
+
 def ancestral_noise(alpha: Tensor, sigma: Tensor) -> Tensor:
     r"""σ_{s|t} = (σ_s/σ_t)·sqrt(1 − α_t²/α_s²) for each step of a chain (Song et al. 2021, DDIM, eq. 16).
 

@@ -18,19 +18,19 @@ Run: ``reelign train instructvideo_modelscope`` or, on the zoo's generator, ``re
 
 from __future__ import annotations
 
-import hashlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reelign.algorithms import reward_gradient
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.contracts import Generator, Request, Schedule
 from reelign.errors import ConfigError, DataError
+from reelign.latents import LatentCache
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
 
@@ -71,45 +71,6 @@ def corrupt(clean: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
     """z_τ = α·z + σ·ε̃ at the beginning of ``schedule`` (InstructVideo, eq. 5); all shapes alike."""
     schedule = schedule.to(clean)
     return schedule.alpha[0] * clean + schedule.sigma[0] * noise
-
-
-class LatentCache:
-    """Latents of clips, encoded once; in memory, and on disk where a folder is given.
-
-    Args:
-        generator: what encodes.
-        folder: where latents are kept between runs.
-    """
-
-    def __init__(self, generator: Generator, folder: Path | None = None) -> None:
-        self.generator = generator
-        self.folder = folder
-        self._known: dict[str, Tensor] = {}
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Latents [B,…] of clips [B,T,3,H,W] in [0,1], on the CPU."""
-        keys = [hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest()[:32] for clip in video.cpu()]
-        for key, clip in zip(keys, video, strict=True):
-            if key not in self._known:
-                self._known[key] = self._read(key) if self._kept(key) else self._write(key, clip)
-        return torch.stack([self._known[key] for key in keys])
-
-    def _kept(self, key: str) -> bool:
-        return self.folder is not None and (self.folder / f"{key}.safetensors").is_file()
-
-    def _read(self, key: str) -> Tensor:
-        assert self.folder is not None
-        latent: Tensor = load_file(self.folder / f"{key}.safetensors")["latent"]
-        return latent
-
-    def _write(self, key: str, clip: Tensor) -> Tensor:
-        latent = self.generator.encode_video(clip[None])[0].cpu()
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f".{key}.part"
-            save_file({"latent": latent.contiguous()}, part)
-            part.replace(self.folder / f"{key}.safetensors")
-        return latent
 
 
 class PartialChain:
@@ -153,7 +114,7 @@ class PartialChain:
         """One update from these clips and captions; logs what ``reward_gradient`` logs."""
         return self.update.step(request)
 
-    def exported(self) -> Any:
+    def exported(self) -> AbstractContextManager[None]:
         """A context in which the generator holds the averaged weights, where there are any."""
         return self.update.exported()
 

@@ -19,17 +19,18 @@ Run: ``reelign train recipes/demo.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatch
 from reelign.errors import ConfigError
-from reelign.objectives import clip_gradients, prediction_divergence, require_finite, update_average
+from reelign.objectives import prediction_divergence, require_finite
+from reelign.optimisation import Optimisation
 from reelign.rewards.balance import Balance, conflicts
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
@@ -134,11 +135,15 @@ class RewardGradient:
         self.updates = 0
         self.start = start or self._from_noise
         self.random = torch.Generator().manual_seed(seed)
-        self.parameters = generator.trainable()
-        self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), config.lr, betas=config.betas, weight_decay=config.weight_decay
+        self.optimisation = Optimisation(
+            generator.trainable(),
+            config.lr,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            max_grad_norm=config.max_grad_norm,
+            average=config.average,
         )
-        self.average = {n: p.detach().clone() for n, p in self.parameters.items()} if config.average else {}
+        self.parameters = self.optimisation.parameters
         self._check_frames()
 
     def _check_frames(self) -> None:
@@ -154,7 +159,7 @@ class RewardGradient:
         """One update from these prompts; logs the objective, each reward, the divergence and the gradient norm."""
         live = gradient_steps(self.config, self.random)
         noise = torch.randn(len(request), *self.generator.latent_shape(), generator=self.random)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimisation.clear()
         size, start, logged = self.config.micro_batch or len(request), 0, dict[str, float]()
         seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for part in request.split(size):
@@ -163,10 +168,7 @@ class RewardGradient:
             start += len(part)
             for name, value in values.items():
                 logged[name] = logged.get(name, 0.0) + share * value
-        logged["gradient_norm"] = clip_gradients(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        if self.average:
-            update_average(self.average.values(), self.parameters.values(), self.config.average)
+        logged["gradient_norm"] = self.optimisation.step()
         self.updates += 1
         return logged | self.balance.update(*(_joined([pair[i] for pair in seen]) for i in (0, 1)))
 
@@ -239,25 +241,16 @@ class RewardGradient:
 
     def lower_rate(self, factor: float) -> None:
         """Multiply the learning rate, for good."""
-        for group in self.optimiser.param_groups:
-            group["lr"] *= factor
+        self.optimisation.lower_rate(factor)
 
-    @contextmanager
-    def exported(self) -> Iterator[None]:
-        """Inside, the generator holds the averaged weights, where there are any."""
-        trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
-        _copy_into(self.parameters, self.average)
-        try:
-            yield
-        finally:
-            _copy_into(self.parameters, trained)
+    def exported(self) -> AbstractContextManager[None]:
+        """A context in which the generator holds the averaged weights, where there are any."""
+        return self.optimisation.exported()
 
     def state(self) -> dict[str, Any]:
         """Weights, their average, optimiser and random state."""
         return {
-            "weights": {name: p.detach() for name, p in self.parameters.items()},
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            **self.optimisation.state(),
             "random": self.random.get_state(),
             "balance": self.balance.state(),
             "updates": self.updates,
@@ -265,18 +258,10 @@ class RewardGradient:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue, bit for bit, from what ``state`` gave."""
-        _copy_into(self.parameters, state["weights"])
-        self.average = {name: value.clone() for name, value in state["average"].items()}
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimisation.restore(state)
         self.random.set_state(state["random"])
         self.balance.restore(state["balance"])
         self.updates = int(state["updates"])
-
-
-@torch.no_grad()
-def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        parameters[name].copy_(value)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

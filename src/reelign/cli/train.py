@@ -28,7 +28,8 @@ class Bars:
         """Move the training bar and show the latest reward."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, completed=step - 1, note="")
-        note = f"reward {values['reward']:+.4f}"
+        name = "reward" if "reward" in values else "loss"
+        note = f"{name} {values[name]:+.4f}"
         self._progress.update(self._training, completed=step, note=note)  # type: ignore[arg-type]
 
     def evaluating(self, step: int, done: int, total: int) -> None:

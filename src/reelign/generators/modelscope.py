@@ -46,6 +46,7 @@ class ModelScopeOptions(BaseModel):
         negative_prompt: what guidance moves away from.
         dtype: of the U-Net's arithmetic; the adapter stays in float32.
         lora: the adapter; None leaves the generator as it is, to sample from.
+        adapter: folder of a saved adapter of this very rank to go on from.
         gradient_checkpointing: recompute the U-Net's blocks in the backward pass.
         decode_chunk: frames decoded at a time; with gradient each chunk is recomputed in the backward pass. 0 is all.
         device: ``auto`` is cuda where there is one, else cpu.
@@ -62,6 +63,7 @@ class ModelScopeOptions(BaseModel):
     negative_prompt: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoraOptions | None = LoraOptions(rank=4, alpha=4)
+    adapter: str | None = None
     gradient_checkpointing: bool = False
     decode_chunk: int = Field(0, ge=0)
     device: str = "auto"
@@ -123,7 +125,7 @@ class ModelScopeGenerator:
         return Condition({"text": positive.to(self.device)}, {"text": negative.to(self.device)})
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """ε (or what the scheduler's config says) for latents x [B,C,F,h,w] at t in [0,999]."""
+        """ε (or what the scheduler's config says) for latents x [B,C,F,h,w] at t in [0,999], one for all or [B]."""
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             text = condition.positive["text"].to(x.dtype)
             output: Tensor = self.unet(x, t.to(self.device), text, return_dict=False)[0]
@@ -246,4 +248,7 @@ def load_modelscope(**options: Any) -> ModelScopeGenerator:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"no ModelScope text-to-video could be loaded from {chosen.model!r}: {reason}") from error
-    return ModelScopeGenerator(parts, chosen)
+    generator = ModelScopeGenerator(parts, chosen)
+    if chosen.adapter is not None:
+        generator.load(chosen.adapter)
+    return generator

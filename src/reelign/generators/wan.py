@@ -52,6 +52,7 @@ class WanOptions(BaseModel):
         negative_prompt: what guidance moves away from.
         dtype: of the transformer and its arithmetic; the adapter stays in float32.
         lora: the adapter; None leaves the generator as it is, to sample from.
+        adapter: folder of a saved adapter of this very rank to go on from.
         train_all: train every weight instead of an adapter.
         gradient_checkpointing: recompute the transformer's blocks in the backward pass.
         decode_checkpointing: recompute the decoder, one latent frame at a time, in the backward pass.
@@ -72,6 +73,7 @@ class WanOptions(BaseModel):
     negative_prompt: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoraOptions | None = LoraOptions()
+    adapter: str | None = None
     train_all: bool = False
     gradient_checkpointing: bool = False
     decode_checkpointing: bool = False
@@ -174,14 +176,14 @@ class WanGenerator:
             encoder.to("cpu")
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000]."""
+        """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000], one for all or [B]."""
+        if t.ndim and len(self.experts()) > 1:  # each row may be another expert's
+            return torch.cat([self.predict(x[i : i + 1], t[i], condition[i : i + 1]) for i in range(len(x))])
         expert = self._expert_at(t)
-        time = t.to(self.device, torch.float32)
+        time = t.to(self.device, torch.float32).expand(len(x))
         if self.pipeline.config.expand_timesteps:
             tokens = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
-            time = time.expand(len(x), tokens)
-        else:
-            time = time.expand(len(x))
+            time = time[:, None].expand(len(x), tokens)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             text = condition.positive["text"].to(x.dtype)
             output: Tensor = expert(x, time, text, return_dict=False)[0]
@@ -313,4 +315,7 @@ def load_wan(**options: Any) -> WanGenerator:
             f"no Wan pipeline could be loaded from {chosen.model!r}: {str(error).splitlines()[0]}"
         ) from error
     native = Path(source) / "reelign.json"
-    return WanGenerator(pipeline, chosen, json.loads(native.read_text()) if native.is_file() else None)
+    generator = WanGenerator(pipeline, chosen, json.loads(native.read_text()) if native.is_file() else None)
+    if chosen.adapter is not None:
+        generator.load(chosen.adapter)
+    return generator

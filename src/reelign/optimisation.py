@@ -1,0 +1,91 @@
+"""What every algorithm does with its gradients: clip, step, average the weights, and give it all back for a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reelign.objectives import clip_gradients, update_average
+
+
+class Optimisation:
+    """AdamW on some parameters, with a joint limit on the gradient and a moving average of the weights.
+
+    Args:
+        parameters: what is trained, by name.
+        lr, weight_decay, betas: of AdamW.
+        max_grad_norm: gradients are scaled down to this joint norm.
+        average: decay of the moving average; 0 is off.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        max_grad_norm: float = 1.0,
+        average: float = 0.0,
+    ) -> None:
+        self.parameters = parameters
+        self.max_grad_norm = max_grad_norm
+        self.decay = average
+        self.optimiser = torch.optim.AdamW(parameters.values(), lr, betas=betas, weight_decay=weight_decay)
+        self.average = {n: p.detach().clone() for n, p in parameters.items()} if average else {}
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """One update from the gradients that are there; returns their joint norm before clipping.
+
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite; names the first such parameter.
+        """
+        norm = clip_gradients(self.parameters, self.max_grad_norm)
+        self.optimiser.step()
+        if self.average:
+            update_average(self.average.values(), self.parameters.values(), self.decay)
+        return norm
+
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
+        for group in self.optimiser.param_groups:
+            group["lr"] *= factor
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Inside, the parameters hold the averaged weights, where there are any."""
+        trained = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
+        copy_into(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            copy_into(self.parameters, trained)
+
+    def state(self) -> dict[str, Any]:
+        """Weights, their average and the optimiser's state."""
+        return {
+            "weights": {name: p.detach() for name, p in self.parameters.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue, bit for bit, from what ``state`` gave."""
+        copy_into(self.parameters, state["weights"])
+        self.average = {name: value.clone() for name, value in state["average"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+@torch.no_grad()
+def copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters by name."""
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -1,4 +1,4 @@
-"""A small takes folder with real clips, and a review server in a process of its own, for the tests of the review page."""
+"""A small takes folder with real clips, and a review server in a process of its own, for tests of the review page."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -90,7 +91,7 @@ class LabelStore:
             engine = _engine(place)
             with _begin(engine, write=True) as connection:
                 _migrate(connection)
-        except (SQLAlchemyError, ImportError, OSError) as error:
+        except (SQLAlchemyError, CommandError, ImportError, OSError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
             shown = re.sub(r"//[^@/]*@", "//…@", str(place))  # never a password
             raise ConfigError(

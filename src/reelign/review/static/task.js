@@ -69,16 +69,19 @@ function show() {
   given = {};
   seen = { total: 0, since: document.hidden ? 0 : performance.now() };
   at("prompt").textContent = question.prompt || "(no prompt)";
-  view.clips.forEach((clip, index) => fillSide(["left", "right"][index], clip));
+  const shape = Math.max(...view.clips.map((clip) => (clip.height ? clip.width / clip.height : 0))) || 1.6;
+  view.clips.forEach((clip, index) => fillSide(["left", "right"][index], clip, shape));
   showAnswers();
   if (!calm.matches) view.player.play(true);
   showPlaying();
   announce(`${at("count").textContent}. ${question.prompt ? `Prompt: ${question.prompt}. ` : ""}${axes[Object.keys(axes)[0]]}`);
 }
 
-function fillSide(side, clip) {
+function fillSide(side, clip, shape) {
   const frame = at(`frame-${side}`);
+  frame.style.aspectRatio = shape;
   if (clip.video) {
+    clip.video.classList.toggle("tiny", clip.width <= 256); // show pixels, not a blur, of small clips
     clip.video.setAttribute("aria-label", `${task === "pair" ? `${side} take` : "take"}, ${clip.frames} frames`);
     frame.replaceChildren(clip.video);
   } else {

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelign.errors import DataError
-from reelign.selection.camera_poses import turns_deg
+from reelign.selection.camera_poses import from_steps, turns_deg
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -97,11 +97,43 @@ def steps_from_poses(poses: Array) -> Array:
     return np.column_stack(columns)
 
 
+def poses_from_steps(steps: Array) -> Array:
+    """The trajectory [T,4,4] of the seven primitives of each step [T−1,7]; zoom leaves the pose alone."""
+    turns = [np.asarray(cv2.Rodrigues(row)[0], float) for row in np.radians(steps[:, [TILT, PAN, ROLL]])]
+    return from_steps(turns, list(steps[:, [TRUCK, PEDESTAL, DOLLY]] * [1, -1, 1]))
+
+
 def spread_indices(count: int, most: int) -> list[int]:
     """At most ``most`` frames of ``count``, evenly spread, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+class Thinned:
+    """Frames of a clip of unknown length, evenly spaced, in bounded memory: every second is dropped when it gets full.
+
+    Args:
+        most: at most twice as many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.stride, self.count = most, 1, 0
+        self.frames: list[Picture] = []
+
+    def add(self, frame: Picture) -> None:
+        """The next frame; kept or not."""
+        if self.count % self.stride == 0:
+            if len(self.frames) == 2 * self.most:
+                self.frames, self.stride = self.frames[::2], 2 * self.stride
+            if self.count % self.stride == 0:
+                self.frames.append(frame)
+        self.count += 1
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the kept frames in the clip."""
+        return list(range(0, self.stride * len(self.frames), self.stride))
 
 
 def focal_px(width: int, fov_deg: float) -> float:

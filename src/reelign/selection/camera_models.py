@@ -94,7 +94,7 @@ def fit_turn(x: Array, y: Array, scale: float) -> Turn:
         weight = 1 / (1 + (error**2).sum(1) / scale**2)
         jacobian = _turn_jacobian(seen, np.exp(log_zoom))
         normal = np.einsum("nij,n,nik->jk", jacobian, weight, jacobian) + 1e-12 * np.eye(4)
-        step: Array = np.linalg.solve(normal, np.einsum("nij,n,ni->j", jacobian, weight, error))
+        step = np.linalg.solve(normal, np.einsum("nij,n,ni->j", jacobian, weight, error))
         rotation, log_zoom = rotation @ rotation_of(step[:3]), log_zoom + float(step[3])
         if np.abs(step).max() < 1e-7:
             break
@@ -154,7 +154,7 @@ def _refine(
         normal = jacobian.T @ (weight[:, None] * jacobian)
         # A little damping: without translation the direction cannot be seen, and the matrix is singular.
         normal += 1e-6 * np.trace(normal) * np.eye(5) + 1e-15 * np.eye(5)
-        change: Array = -np.linalg.solve(normal, jacobian.T @ (weight * error))
+        change: Array = np.asarray(-np.linalg.solve(normal, jacobian.T @ (weight * error)), float)
         change *= min(1.0, 0.3 / max(float(np.abs(change).max()), 1e-12))
         rotation = rotation @ rotation_of(change[:3])
         direction = direction + change[3:] @ tangent

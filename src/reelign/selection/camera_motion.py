@@ -39,10 +39,10 @@ from reelign.selection.camera_estimate import (
     Picture,
     abstain,
     focal_px,
+    poses_from_steps,
     visible,
 )
-from reelign.selection.camera_models import Array, Travel, fit_travel, fit_turn, rotation_of, vector_of
-from reelign.selection.camera_poses import from_steps
+from reelign.selection.camera_models import Array, Travel, fit_travel, fit_turn, vector_of
 
 METHOD = "global motion"
 CORNERS, CELLS = 600, 10  # corners sought, and cells across and down that share them evenly
@@ -246,8 +246,6 @@ def _assemble(windows: Sequence[Window], frames: Sequence[int], inliers: Sequenc
         reason = f"tracks do not agree on one camera: {share:.0%} fit, {lost:.0f} of {lengths.sum():.0f} steps unknown"
         return abstain(METHOD, frames, reason, fov)
     steps = np.concatenate([window.steps for window in windows])
-    rotations = [rotation_of(np.radians(row[[TILT, PAN, ROLL]])) for row in steps]
-    poses = from_steps(rotations, list(steps[:, [TRUCK, PEDESTAL, DOLLY]] * [1, -1, 1]))
     count = min(1.0, float(np.mean(inliers)) / 50)
     moving = max(window.moving for window in windows)
     notes = (f"up to {moving:.0%} of the tracks move on their own",) if moving > PARALLAX_SHARE else ()
@@ -255,7 +253,7 @@ def _assemble(windows: Sequence[Window], frames: Sequence[int], inliers: Sequenc
         METHOD,
         tuple(frames),
         steps,
-        poses,
+        poses_from_steps(steps),
         confidence=float(shares @ lengths / lengths.sum()) * count,
         inliers=tuple(inliers),
         fov_deg=fov,

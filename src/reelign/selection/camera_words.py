@@ -68,8 +68,8 @@ SPELLING = (
 )  # fmt: skip
 PADDING = """
 the a an camera shot view lens frame it is to by at around of and with slowly slow quickly fast gently gradually
-smoothly smooth steadily slightly subtly remains remain stays stay keeps keep kept completely perfectly very there in place
-medium constant speed movement motion while moving on from perspective position
+smoothly smooth steadily slightly subtly remains remain stays stay keeps keep kept completely perfectly very there
+in place medium constant speed movement motion while moving on from perspective position
 """
 FILLERS = frozenset(PADDING.split())
 NO_MOVEMENT = r"\b(?:no|without)(?: any)?(?: camera)? (?:movement|motion)s?\b"

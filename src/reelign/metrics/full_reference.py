@@ -29,6 +29,7 @@ from reelign.errors import DataError
 from reelign.metrics.clip import Picture, Undefined
 
 WINDOW, SIGMA = 11, 1.5
+MIDDLE = np.float32(128)
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 Plane = NDArray[np.float32]
@@ -64,13 +65,12 @@ def ssim(reference: Picture, picture: Picture) -> float:
     _check_shapes(reference, picture)
     if reference.ndim != 2 or min(reference.shape) < WINDOW:
         raise DataError(f"SSIM takes grey pictures of at least {WINDOW} pixels a side; got shape {reference.shape}")
-    x, y = reference.astype(np.float32), picture.astype(np.float32)
     # Variances are differences of large numbers; around the mid level they are smaller, and float32 is enough.
+    x, y = reference.astype(np.float32) - MIDDLE, picture.astype(np.float32) - MIDDLE
     mean_x, mean_y = _blur(x), _blur(y)
-    x, y = x - 128, y - 128
-    shifted_x, shifted_y = mean_x - 128, mean_y - 128
-    spread = _blur(x * x + y * y) - shifted_x * shifted_x - shifted_y * shifted_y
-    joint = _blur(x * y) - shifted_x * shifted_y
+    spread = _blur(x * x + y * y) - mean_x * mean_x - mean_y * mean_y
+    joint = _blur(x * y) - mean_x * mean_y
+    mean_x, mean_y = mean_x + MIDDLE, mean_y + MIDDLE
     top = (2 * mean_x * mean_y + C1) * (2 * joint + C2)
     bottom = (mean_x * mean_x + mean_y * mean_y + C1) * (spread + C2)
     return float((top / bottom).mean(dtype=np.float64))

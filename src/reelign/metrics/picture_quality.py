@@ -2,6 +2,8 @@
 
     sharpness      ln(1 + Var(∇²I)), I grey at short side 256, ∇² the kernel [0 1 0; 1 −4 1; 0 1 0] (Pech-Pacheco et al.
                    2000, the variance of the Laplacian)
+    blur           how little is lost when the picture is blurred again (Crete et al. 2007): along each axis, the share
+                   of edge strength that an 11-pixel box mean leaves; the larger of the two, in [0, 1], I as above
     blockiness     g/o − 1, with g the mean |step| between neighbouring pixels across the lines of the 8-pixel grid that
                    JPEG and MPEG codecs leave, and o that between all others, over the whole clip in grey; 0 is no grid
     clipped_share  share of pixels with grey ≤ 2 or ≥ 253
@@ -10,7 +12,7 @@
     colourfulness  √(σ_rg² + σ_yb²) + 0.3·√(μ_rg² + μ_yb²), rg = R − G, yb = (R + G)/2 − B (Hasler and Süsstrunk 2003)
 
 A picture that was blurred keeps its brightness and loses sharpness; but a soft scene is no fault, so sharpness is to be
-compared between takes of one request, never between scenes.
+compared between takes of one request, never between scenes. ``blur`` depends on the scene less, and is less sensitive.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from reelign.metrics.traces import Rows, Trace, means
 DARK, LIGHT = 2, 253  # grey levels up to and from which detail is taken as lost
 BLACK, BLACK_PIXELS = 25, 0.98  # blackdetect's pix_th 0.10 of 255, and pic_th
 GRID = 8
+REBLUR = 11  # px, of the box mean
 THUMBNAIL = 64  # short side, px
 
 
@@ -35,6 +38,23 @@ def sharpness(grey: Picture) -> float:
     """ln(1 + variance of the Laplacian) of uint8 [H,W]; 0 for a flat picture."""
     _, deviation = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))
     return math.log1p(float(deviation[0, 0]) ** 2)
+
+
+def blur(grey: Picture) -> float | None:
+    """Crete's perceptual blur of uint8 [H,W] as scikit-image computes it (Sobel edges); None for a flat picture.
+
+    1 − Σ max(0, e − e′)/Σ e for each axis, with e the edge strength along it and e′ that after a box mean over 11
+    pixels along it; the larger of the two. 0 is sharp, 1 is all blur.
+    """
+    plane, found = grey.astype(np.float32), []
+    for axis in (0, 1):
+        window = (1, REBLUR) if axis == 0 else (REBLUR, 1)  # width, height
+        soft = cv2.blur(plane, window, borderType=cv2.BORDER_REFLECT)
+        edges, left = (np.abs(_sobel(each, axis))[2:-1, 2:-1] for each in (plane, soft))
+        total = float(edges.sum(dtype=np.float64))
+        if total:
+            found.append(1 - float(np.maximum(edges - left, 0).sum(dtype=np.float64)) / total)
+    return max(found, default=None)
 
 
 def grid_steps(grey: Picture) -> dict[str, float]:
@@ -98,6 +118,31 @@ class Sharpness:
     def start(self, info: ClipInfo) -> Accumulator:
         """A fresh accumulator."""
         return Trace(lambda frames: {"sharpness": sharpness(frames[0].small)}, means)
+
+
+class Blur:
+    """Perceptual blur, which scenes of different texture share a scale of."""
+
+    card = MetricCard(
+        name="blur",
+        version=1,
+        values=("blur",),
+        unit="share of edge strength",
+        range=(0.0, 1.0),
+        better="lower",
+        protocol="mean over frames that are not flat of Crete's blur with an 11-pixel box, Sobel edges, grey at short "
+        "side 256 (smaller clips: own size)",
+        source="Crete et al. 2007; edges as in scikit-image",
+    )
+
+    def start(self, info: ClipInfo) -> Accumulator:
+        """A fresh accumulator."""
+
+        def look(frames: Sequence[Frame]) -> dict[str, float]:
+            value = blur(frames[0].small)
+            return {} if value is None else {"blur": value}
+
+        return Trace(look, means)
 
 
 class Blockiness:
@@ -201,6 +246,11 @@ def thumbnail(frame: Frame) -> Picture:
         return np.asarray(cv2.resize(frame.rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
     return frame.shared("thumbnail", make)
+
+
+def _sobel(plane: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    along_x, along_y = (1, 0) if axis == 1 else (0, 1)
+    return np.asarray(cv2.Sobel(plane, cv2.CV_32F, along_x, along_y, borderType=cv2.BORDER_REFLECT), np.float32)
 
 
 def _levels(frame: Frame) -> NDArray[np.float64]:

@@ -5,8 +5,9 @@ and kept where following them back ends within half a pixel of the start. Betwee
 (``camera_models.fit_turn``). Over windows of about a fifth of the clip, the same tracks say whether that is enough:
 
     the turn leaves fewer than 12 % of the tracks beyond the threshold      → no parallax: turn and zoom, no travel
-    else one epipolar geometry explains most of those that the turn does not, most tracks show parallax, and most of
-    them lie in front of the camera                                         → travel: truck, pedestal, dolly
+    else one epipolar geometry explains most of those that the turn does not, most tracks show parallax, most of
+    them lie in front of the camera, and near and far differ                → travel: truck, pedestal, dolly
+    the same, but all is equally far                                        → flat: turn and zoom, as a pan over a photo
     else the turn explains half of the tracks                               → turn and zoom; something else moves
     else                                                                    → this window cannot be told
 
@@ -52,13 +53,14 @@ ERROR_SHARE = 0.08  # and of how far things moved, for a wrong field of view and
 FEWEST = 16  # tracks, below which nothing is said
 SURVIVE = 0.25  # share of the tracks that a step must keep
 MOST_OF_A_CELL = 6
-CLEAR = 0.002  # least eigenvalue of a corner that is no compression noise (OpenCV's scale for 8-bit pictures)
+CLEAR = 0.001  # least eigenvalue of a corner that is no compression noise (OpenCV's scale for 8-bit pictures)
 COVERED = 0.5  # of 4×4 parts of the picture that must hold tracks before motion is the camera's
 STILL_PX = 1.0  # median movement below which a window is still
 WINDOWS, MIN_WINDOW = 5, 3  # of a clip, and steps of each
 PARALLAX_SHARE = 0.12  # tracks that a turn does not explain
 EXPLAINED = 0.6  # share that travel must explain, of all and of those that the turn does not
 IN_FRONT = 0.85  # of the tracks with parallax
+RELIEF = 1.4  # nearest over farthest, below which a scene is flat
 CANCEL = 3.0  # a turn that moves things this many times as far as they moved was made up to cancel the travel
 LEAST_TURN = 0.5  # tracks that a turn must explain where travel does not
 LOST = 0.25  # share of steps that may be unknown
@@ -90,7 +92,7 @@ class Window:
     """What the tracks of a stretch say together.
 
     Args:
-        kind: ``turn``, ``travel`` or ``lost``.
+        kind: ``turn``, ``travel``, ``flat`` or ``lost``.
         share: of the tracks that the chosen model explains.
         steps: the seven primitives of each step.
         moving: share of the tracks that move on their own.
@@ -125,8 +127,6 @@ def estimate_motion(
     inliers: list[int] = []
     start, zoom = 0, 0.0
     length = max(MIN_WINDOW, -(-(len(greys) - 1) // WINDOWS))
-    if reason := _featureless(greys[0]):
-        return abstain(METHOD, frames, reason, fov_deg)
     while start < len(greys) - 1:
         stretch = follow(greys, start, length)
         if not stretch.steps:
@@ -155,9 +155,12 @@ def follow(greys: Sequence[Picture], start: int, length: int) -> Stretch:
 
 
 def corners(grey: Picture) -> Array:
-    """Corners of a picture, the strongest of each cell, [N,2] in pixels."""
+    """Clear corners of a picture, the strongest of each cell, [N,2] in pixels."""
     height, width = grey.shape
-    found = cv2.goodFeaturesToTrack(grey, CORNERS, 0.02, max(3.0, min(height, width) / 50))
+    strongest = float(cv2.cornerMinEigenVal(grey, 3).max())
+    if strongest <= CLEAR:
+        return np.zeros((0, 2))
+    found = cv2.goodFeaturesToTrack(grey, CORNERS, CLEAR / strongest, max(3.0, min(height, width) / 50))
     if found is None:
         return np.zeros((0, 2))
     points = np.asarray(found, float).reshape(-1, 2)
@@ -192,6 +195,8 @@ def _look(stretch: Stretch, centre: Array, focal: float) -> Window:
     if fits.mean() < 1 - PARALLAX_SHARE and _coverage(stretch.first, 2 * centre + 1) >= COVERED:
         travel = fit_travel(x, y, ERROR_PX / focal / 2, turn.rotation)
         if (share := _travel_share(travel, fits, ERROR_PX / focal, moved)) > 0:
+            if _flat(travel, ERROR_PX / focal):
+                return Window("flat", share, steps, 1 - share)
             return Window("travel", share, _travel_steps(travel, steps, ERROR_PX / focal), 1 - share)
     covered = moved < STILL_PX / focal or _coverage(stretch.first, 2 * centre + 1) >= COVERED
     kind = "turn" if covered and fits.mean() >= LEAST_TURN else "lost"
@@ -212,6 +217,13 @@ def _travel_share(travel: Travel, turn_fits: NDArray[np.bool_], limit: float, mo
     cancels = float(np.linalg.norm(vector_of(travel.rotation))) > CANCEL * moved
     believed = explains and not cancels and near.mean() >= EXPLAINED and len(front) > 0 and front.mean() >= IN_FRONT
     return float(fits.mean()) if believed else 0.0
+
+
+def _flat(travel: Travel, limit: float) -> bool:
+    """Whether everything that moves is equally far, so that a narrower lens that turns would look the same."""
+    known = (travel.residual < limit) & (travel.inverse_depth > 0) & (travel.disparity > limit)
+    near, far = np.quantile(travel.inverse_depth[known], [0.95, 0.05])
+    return bool(near < RELIEF * far)
 
 
 def _turn_steps(stretch: Stretch, centre: Array, focal: float) -> Array:
@@ -240,15 +252,19 @@ def _travel_steps(travel: Travel, turns: Array, limit: float) -> Array:
 def _assemble(windows: Sequence[Window], frames: Sequence[int], inliers: Sequence[int], fov: float) -> CameraEstimate:
     lengths = np.array([len(window.steps) for window in windows], float)
     shares = np.array([window.share for window in windows])
-    lost = float(lengths[[window.kind == "lost" for window in windows]].sum())
+    unknown = np.repeat([window.kind == "lost" for window in windows], lengths.astype(int))
+    lost = float(unknown.sum())
     if lost > LOST * lengths.sum():
         share = float(shares @ lengths / lengths.sum())
         reason = f"tracks do not agree on one camera: {share:.0%} fit, {lost:.0f} of {lengths.sum():.0f} steps unknown"
         return abstain(METHOD, frames, reason, fov)
     steps = np.concatenate([window.steps for window in windows])
+    steps[unknown] = steps[~unknown].mean(0)
     count = min(1.0, float(np.mean(inliers)) / 50)
-    moving = max(window.moving for window in windows)
-    notes = (f"up to {moving:.0%} of the tracks move on their own",) if moving > PARALLAX_SHARE else ()
+    moving = max(window.moving for window in windows if window.kind != "lost")
+    notes = [f"up to {moving:.0%} of the tracks move on their own"] if moving > PARALLAX_SHARE else []
+    notes += [f"{lost:.0f} of {len(steps)} steps unknown, taken as the mean of the others"] if lost else []
+    notes += ["the scene is flat or far: a truck looks like a pan"] if any(w.kind == "flat" for w in windows) else []
     return CameraEstimate(
         METHOD,
         tuple(frames),
@@ -258,17 +274,11 @@ def _assemble(windows: Sequence[Window], frames: Sequence[int], inliers: Sequenc
         inliers=tuple(inliers),
         fov_deg=fov,
         parallax=any(window.kind == "travel" for window in windows),
-        notes=notes,
+        notes=tuple(notes),
     )
-
-
-def _featureless(grey: Picture) -> str:
-    across, down = corners(grey).astype(int).T
-    clear = int((cv2.cornerMinEigenVal(grey, 3)[down, across] > CLEAR).sum())
-    return "" if clear >= FEWEST else f"the first frame has {clear} clear corners to follow; {FEWEST} are needed"
 
 
 def _unfollowed(grey: Picture, frames: Sequence[int], start: int) -> str:
     if len(found := corners(grey)) < FEWEST:
-        return f"frame {frames[start]} has only {len(found)} corners to follow"
+        return f"frame {frames[start]} has {len(found)} clear corners to follow; {FEWEST} are needed"
     return f"nothing can be followed from frame {frames[start]} to {frames[start + 1]}: a cut, a flash or a blur"

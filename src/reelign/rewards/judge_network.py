@@ -3,8 +3,9 @@ r"""Judge network: a small video-text reward learned from people's choices, on f
     r = (h(v, t) − μ)/s,      v = [mean VideoMAE token, mean CLIP feature of 8 frames],
                               t = [CLIP text feature, mean embedding of the prompt's tokens]
 
-h is a head of two small layers that sees W_v·v, its product with W_t·t, and the CLIP cosine; only the head is trained,
-so a few hundred labelled pairs suffice. The mean token embedding is there because CLIP's text feature drops words that
+each of the four layer-normalised on its own, or the largest drowns the others. h is a small head that sees W_v·v, its
+product with W_t·t, and the CLIP cosine; only the head is trained, with dropout on v and t, so that a few hundred
+labelled pairs suffice. The mean token embedding is there because CLIP's text feature drops words that
 frames do not show, motions for one. Loss: −log of what was chosen, by Bradley and Terry with the ties of Rao and Kupper
 (1967), as in VideoAlign (Liu et al. 2025, arXiv 2501.13918, eq. 3), with tie factor k ≥ 1:
 
@@ -57,6 +58,7 @@ class NetworkConfig(BaseModel):
         clip_frames: evenly spaced frames that CLIP sees.
         width: of the head.
         tie_factor: k; 1 is Bradley-Terry without ties, VideoAlign has 5.
+        dropout: share of v and t set to 0 in training.
         lr: of AdamW.
         weight_decay: of AdamW.
     """
@@ -68,6 +70,7 @@ class NetworkConfig(BaseModel):
     clip_frames: int = Field(8, ge=1)
     width: int = Field(64, ge=1)
     tie_factor: float = Field(1.0, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
 
@@ -93,7 +96,7 @@ def preference_loss(first: Tensor, second: Tensor, tied: Tensor, tie_factor: flo
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """Frozen features of B clips with their prompts.
+    """Frozen features of B clips with their prompts, each part layer-normalised.
 
     Args:
         video: [B,V].
@@ -108,9 +111,18 @@ class ClipFeatures:
     def __getitem__(self, rows: Tensor) -> ClipFeatures:
         return ClipFeatures(self.video[rows], self.text[rows], self.cosine[rows])
 
+    def dropped(self, rate: float, random: torch.Generator) -> ClipFeatures:
+        """The same with a share ``rate`` of ``video`` and ``text`` at 0 and the rest scaled up, drawn on the CPU."""
+
+        def drop(values: Tensor) -> Tensor:
+            kept = torch.rand(values.shape, generator=random) >= rate
+            return values * kept.to(values) / (1 - rate)
+
+        return ClipFeatures(drop(self.video), drop(self.text), self.cosine)
+
 
 class Head(nn.Module):
-    """h(v, t): the part that is trained; features are layer-normalised, so their scale does not matter."""
+    """h(v, t): the part that is trained."""
 
     def __init__(self, video: int, text: int, width: int) -> None:
         super().__init__()
@@ -121,8 +133,7 @@ class Head(nn.Module):
 
     def forward(self, features: ClipFeatures) -> Tensor:
         """Scores [B] before they are centred and scaled."""
-        seen = self.video(F.layer_norm(features.video, features.video.shape[-1:]))
-        asked = self.text(F.layer_norm(features.text, features.text.shape[-1:]))
+        seen, asked = self.video(features.video), self.text(features.text)
         mixed = F.gelu(self.mix(torch.cat([seen * asked, seen, features.cosine[:, None]], dim=-1)))
         scores: Tensor = self.out(mixed)[:, 0]
         return scores
@@ -157,7 +168,7 @@ class Backbones:
         text = self.tower.text_features(prompts, video.device)
         cosine = torch.einsum("btd,bd->bt", frames, text).mean(1)
         words = torch.stack([self._mean_word(prompt) for prompt in prompts]).to(video.device)
-        return ClipFeatures(torch.cat([tokens.mean(1), frames.mean(1)], -1), torch.cat([text, words], -1), cosine)
+        return ClipFeatures(_join(tokens.mean(1), frames.mean(1)), _join(text, words), cosine)
 
     @torch.no_grad()
     def _mean_word(self, prompt: str) -> Tensor:
@@ -170,6 +181,10 @@ class Backbones:
             ids = self.tower.tokenizer(prompt, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
             self._words[prompt] = table(ids.to(table.weight.device))[0].mean(0).cpu()
         return self._words[prompt]
+
+
+def _join(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in (first, second)], dim=-1)
 
 
 class JudgeNetwork:
@@ -200,18 +215,23 @@ class JudgeNetwork:
         self.card = replace(self.card, source=f"{model}", golden=read_golden(model))
 
     @classmethod
-    def untrained(cls, config: NetworkConfig | None = None, seed: int = 0) -> JudgeNetwork:
-        """A network with a random head, to be trained with ``fit``."""
+    def untrained(
+        cls, config: NetworkConfig | None = None, seed: int = 0, backbones: Backbones | None = None
+    ) -> JudgeNetwork:
+        """A network with a random head, to be trained with ``fit``; ``backbones`` that are loaded may be shared."""
         made = cls.__new__(cls)
-        made._build(config or NetworkConfig(), seed, {})
+        made._build(config or NetworkConfig(), seed, {}, backbones)
         return made
 
-    def _build(self, config: NetworkConfig, seed: int, facts: dict[str, Any]) -> None:
+    def _build(
+        self, config: NetworkConfig, seed: int, facts: dict[str, Any], backbones: Backbones | None = None
+    ) -> None:
         self.config = config
-        self.backbones = Backbones(config)
+        self.backbones = backbones or Backbones(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = Head(self.backbones.video_width, self.backbones.text_width, config.width)
+        self.random = torch.Generator().manual_seed(seed)
         self.centre, self.spread = 0.0, 1.0
         self.facts = facts
         self._optimiser: torch.optim.Optimizer | None = None
@@ -241,7 +261,8 @@ class JudgeNetwork:
 
     def update(self, first: ClipFeatures, second: ClipFeatures, tied: Tensor) -> dict[str, float]:
         """One update of the head from features: ``first`` is preferred where not ``tied`` [B]."""
-        a, b = self._scores(first), self._scores(second)
+        rate = self.config.dropout
+        a, b = (self._scores(side.dropped(rate, self.random)) for side in (first, second))
         loss = preference_loss(a, b, tied, self.config.tie_factor).mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the judge network's loss is {loss.item()}: lower its learning rate")
@@ -260,11 +281,12 @@ class JudgeNetwork:
         self.spread = float(scores.std(correction=0).clamp_min(1e-6))
 
     def state(self) -> dict[str, Any]:
-        """Named parts to save: head, optimiser, centre and spread."""
+        """Named parts to save: head, optimiser, random state, centre and spread."""
         optimiser = None if self._optimiser is None else self._optimiser.state_dict()
         return {
             "head": {name: value.clone() for name, value in self.head.state_dict().items()},
             "optimiser": optimiser,
+            "random": self.random.get_state(),
             "centre": self.centre,
             "spread": self.spread,
         }
@@ -272,6 +294,7 @@ class JudgeNetwork:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` gave, bit for bit."""
         self.head.load_state_dict(state["head"])
+        self.random.set_state(state["random"])
         self.centre, self.spread = state["centre"], state["spread"]
         self._optimiser = None
         if state["optimiser"] is not None:

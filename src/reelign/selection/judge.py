@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reelign.errors import DataError
 from reelign.selection.judge_calibration import Calibration, Kind, doubt
-from reelign.selection.judge_features import PUBLISHED, ZERO_IS_MISSING, Features, learn_features
-from reelign.selection.judge_models import Inputs, PairModel, fit_pairs, recipe
+from reelign.selection.judge_features import PUBLISHED, ZERO_IS_MISSING, learn_features
+from reelign.selection.judge_models import Inputs, fit_pairs, recipe
 from reelign.selection.labels import OVERALL, aggregate, check_labels
 
 
@@ -37,18 +37,13 @@ class Judge(Protocol):
         ...
 
 
-class JudgeConfig(BaseModel):
-    """How a judge is learned.
+class Measuring(BaseModel):
+    """How any learned judge is split, calibrated and measured.
 
     Args:
-        model: ``bradley_terry``, ``boosting`` or ``forest``.
-        features: the scores it reads.
-        zero_is_missing: those in which exactly 0 means "could not be computed".
-        inputs: what the model sees of a pair; the model's own way where None (``forest``: concatenated).
-        ridge: λ of ``bradley_terry``, for features of deviation 1.
-        calibration: ``slope``, ``isotonic`` or ``none``, fitted on validation groups.
         axis: which question of the labels.
         folds: rotations of the split by group; 8 is 6:1:1 in each, 1 is a single split.
+        calibration: ``slope``, ``isotonic`` or ``none``, fitted on validation groups.
         alpha: conformal selection leaves out the labelled best take in at most this share of groups.
         seed: of the split and the model.
         repeats: shuffles of a column in permutation importance.
@@ -56,17 +51,60 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    axis: str = OVERALL
+    folds: int = Field(8, ge=1)
+    calibration: Kind = "slope"
+    alpha: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+    repeats: int = Field(10, ge=1)
+
+
+class JudgeConfig(Measuring):
+    """How a judge that reads scores is learned.
+
+    Args:
+        model: ``bradley_terry``, ``boosting`` or ``forest``.
+        features: the scores it reads.
+        zero_is_missing: those in which exactly 0 means "could not be computed".
+        inputs: what the model sees of a pair; the model's own way where None (``forest``: concatenated).
+        ridge: λ of ``bradley_terry``, for features of deviation 1.
+    """
+
     model: Literal["bradley_terry", "boosting", "forest"] = "bradley_terry"
     features: tuple[str, ...] = PUBLISHED
     zero_is_missing: tuple[str, ...] = ZERO_IS_MISSING
     inputs: Inputs | None = None
     ridge: float = Field(5.0, gt=0)
-    calibration: Kind = "slope"
-    axis: str = OVERALL
-    folds: int = Field(8, ge=1)
-    alpha: float = Field(0.1, gt=0, lt=1)
-    seed: int = 0
-    repeats: int = Field(10, ge=1)
+
+
+class Reader(Protocol):
+    """From rows of takes to what a model reads; ``Features`` is one."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The scores that are read."""
+        ...
+
+    def values(self, rows: pd.DataFrame) -> np.ndarray:
+        """[n,F], NaN where missing."""
+        ...
+
+    def filled(self, rows: pd.DataFrame) -> np.ndarray:
+        """[n,F'], without NaN."""
+        ...
+
+
+class Pairwise(Protocol):
+    """A fitted model of pairs; ``PairModel`` is one."""
+
+    @property
+    def reads_missing(self) -> bool:
+        """Whether it reads NaN itself."""
+        ...
+
+    def probability(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """P(left preferred) [n] from what the reader made of the two sides."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,8 +121,8 @@ class LearnedJudge:
         card: what it was made from and how good it is; plain values.
     """
 
-    features: Features
-    model: PairModel
+    features: Reader
+    model: Pairwise
     kind: str
     calibration: Calibration
     tie_width: float
@@ -93,7 +131,7 @@ class LearnedJudge:
 
     def raw(self, left: pd.DataFrame, right: pd.DataFrame) -> np.ndarray:
         """P(left preferred) before calibration, [n]."""
-        read = self.features.values if recipe(self.kind).reads_missing else self.features.filled
+        read = self.features.values if self.model.reads_missing else self.features.filled
         return self.model.probability(read(left), read(right))
 
     def probability(self, left: pd.DataFrame, right: pd.DataFrame) -> np.ndarray:

@@ -8,7 +8,7 @@ conformal bound from all validation answers. So its numbers are those of judges 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from reelign.metrics.statistics import bootstrap_interval
 from reelign.selection.judge import (
     JudgeConfig,
     LearnedJudge,
+    Measuring,
     Pairs,
     Uncalibrated,
     best_takes,
@@ -28,6 +29,7 @@ from reelign.selection.judge import (
     win_matrix,
 )
 from reelign.selection.judge_calibration import calibrate, conformal_bound, doubt, tie_width, verdict
+from reelign.selection.judge_models import recipe
 from reelign.selection.judge_report import measure
 from reelign.selection.judge_split import Split, rotations, split_groups
 
@@ -47,12 +49,25 @@ def fit_judge(takes: pd.DataFrame, labels: pd.DataFrame, config: JudgeConfig | N
     """
     config = config or JudgeConfig()
     pairs = make_pairs(takes, labels, config.axis)
+    judge = fit_and_measure(pairs, lambda groups: fit_model(pairs, groups, config), config)
+    card = {**judge.card, "inputs": config.inputs or recipe(config.model).inputs, "probes": probes(judge, pairs.takes)}
+    return replace(judge, card=card)
+
+
+def fit_and_measure(pairs: Pairs, fit: Callable[[Sequence[str]], LearnedJudge], config: Measuring) -> LearnedJudge:
+    """Rotate, measure, and fit to all groups: what every kind of learned judge goes through.
+
+    Args:
+        pairs: what was labelled.
+        fit: an uncalibrated judge from the groups it may train on.
+        config: of the split, the calibration and the numbers; written into the card whole.
+    """
     names = sorted(set(pairs.group))
     splits = [split_groups(names, config.seed)] if config.folds == 1 else rotations(names, config.folds, config.seed)
     held = _Held()
     for split in splits:
-        _rotate(pairs, split, config, held)
-    judge = fit_model(pairs, names, config)
+        _rotate(pairs, split, fit(split.train), config, held)
+    judge = fit(names)
     chances, truth = np.concatenate(held.raw), np.concatenate(held.truth)
     decided = truth != "tie"
     calibration = calibrate(chances[decided], truth[decided] == "left", config.calibration)
@@ -77,9 +92,8 @@ class _Held:
     drops: list[np.ndarray] = field(default_factory=list)  # [groups,F] of each rotation
 
 
-def _rotate(pairs: Pairs, split: Split, config: JudgeConfig, held: _Held) -> None:
-    """Fit, calibrate and test one split; what it said is added to ``held``."""
-    judge = fit_model(pairs, split.train, config)
+def _rotate(pairs: Pairs, split: Split, judge: LearnedJudge, config: Measuring, held: _Held) -> None:
+    """Calibrate and test a judge of one split; what it said is added to ``held``."""
     checked = pairs.of(split.validation)
     raw, truth = judge.raw(*pairs.sides(checked)), pairs.truth[checked]
     decided = truth != "tie"
@@ -120,23 +134,26 @@ def predict(judge: LearnedJudge, pairs: Pairs, groups: Sequence[str]) -> pd.Data
 def _test_group(judge: LearnedJudge, rows: pd.DataFrame, best: int) -> dict[str, Any]:
     """Whether the judge's first take is the labelled best, and the doubts from which conformal selection decides."""
     place = rows.index.get_loc(best)
-    ranking = rank_takes(judge, rows)
-    doubts = doubt(win_matrix(Uncalibrated(judge), rows))
+    raw = win_matrix(Uncalibrated(judge), rows)
     return {
         "group": rows["group"].iloc[0],
         "size": len(rows),
-        "chosen": ranking[0] == rows["take"].iloc[place],
-        "doubts": doubts,
+        "chosen": rank_takes(judge.calibration(raw), rows)[0] == rows["take"].iloc[place],
+        "doubts": doubt(raw),
         "best": place,
     }
 
 
-def rank_takes(judge: Any, rows: pd.DataFrame) -> list[str]:
-    """The takes of a group by mean probability of beating another, best first; equals in order of their names."""
-    wins = win_matrix(judge, rows)
-    strength = (wins.sum(axis=1) - 0.5).round(12)
-    order = sorted(range(len(rows)), key=lambda i: (-strength[i], str(rows["take"].iloc[i])))
-    return [str(rows["take"].iloc[i]) for i in order]
+def rank_takes(wins: np.ndarray, rows: pd.DataFrame) -> list[str]:
+    """The takes of a group by mean probability of beating another, best first; equals in order of their names.
+
+    Args:
+        wins: [n,n] from ``win_matrix``.
+        rows: the group.
+    """
+    strength = wins.sum(axis=1).round(12)
+    names = [str(take) for take in rows["take"]]
+    return [names[i] for i in sorted(range(len(names)), key=lambda i: (-strength[i], names[i]))]
 
 
 def importance_drops(
@@ -157,19 +174,23 @@ def importance_drops(
     left, right = where[pairs.left[chosen]], where[pairs.right[chosen]]
     groups_of = table["group"].to_numpy()
 
-    def accuracy(rows: pd.DataFrame) -> np.ndarray:
-        chances = judge.raw(rows.iloc[left], rows.iloc[right])
-        right_B = np.where(chances == 0.5, 0.5, (chances > 0.5) == truth)
-        return np.bincount(place, right_B, len(names)) / np.bincount(place, minlength=len(names))
+    def accuracy(rows: pd.DataFrame, copies: int) -> np.ndarray:
+        """Mean over copies of the table, one below the other, [groups]."""
+        steps = np.arange(copies)[:, None] * len(table)
+        chances = judge.raw(rows.iloc[(left + steps).ravel()], rows.iloc[(right + steps).ravel()])
+        hit = np.where(chances == 0.5, 0.5, (chances > 0.5) == np.tile(truth, copies))
+        return np.bincount(np.tile(place, copies), hit, len(names)) / (np.bincount(place) * copies)
 
-    base, drops = accuracy(table), np.zeros((len(names), len(judge.features.columns)))
-    for column, name in enumerate(judge.features.columns):
-        for _ in range(repeats):
-            order = np.lexsort((random.random(len(table)), groups_of))
-            shuffled = table[name].to_numpy().copy()
-            shuffled[np.argsort(groups_of, kind="stable")] = table[name].to_numpy()[order]
-            drops[:, column] += (base - accuracy(table.assign(**{name: shuffled}))) / repeats
-    return drops
+    if not len(names):
+        return np.zeros((0, len(judge.features.columns)))
+    base, drops = accuracy(table, 1), []
+    stacked, sorted_rows = pd.concat([table] * repeats), np.argsort(groups_of, kind="stable")
+    for name in judge.features.columns:
+        shuffled = np.empty((repeats, len(table)), dtype=table[name].dtype)
+        for copy in shuffled:
+            copy[sorted_rows] = table[name].to_numpy()[np.lexsort((random.random(len(table)), groups_of))]
+        drops.append(base - accuracy(stacked.assign(**{name: shuffled.ravel()}), repeats))
+    return np.stack(drops, axis=1) if drops else np.zeros((len(names), 0))
 
 
 def _tests(held: _Held, alpha: float) -> pd.DataFrame:
@@ -193,7 +214,7 @@ def _importance(held: _Held, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _card(
-    judge: LearnedJudge, pairs: Pairs, splits: Sequence[Split], held: _Held, config: JudgeConfig
+    judge: LearnedJudge, pairs: Pairs, splits: Sequence[Split], held: _Held, config: Measuring
 ) -> Mapping[str, Any]:
     """What is written beside the model: plain values only."""
     from sklearn import __version__ as sklearn_version
@@ -204,7 +225,6 @@ def _card(
         "reelign": __version__,
         "scikit-learn": sklearn_version,
         "config": config.model_dump(mode="json"),
-        "inputs": judge.model.inputs,
         "protocol": f"split by group, {sizes} groups to train, validate and test, {len(splits)} rotations, "
         f"seed {config.seed}; intervals at 95 % over groups",
         "data": {
@@ -212,11 +232,10 @@ def _card(
             "takes": len(pairs.takes),
             "pairs": len(pairs.truth),
             "ties": int((pairs.truth == "tie").sum()),
-            "sha256": data_hash(pairs, config.features),
+            "sha256": data_hash(pairs, judge.features.columns),
         },
         "held-out": measure(pd.concat(held.predictions, ignore_index=True), _tests(held, config.alpha), config.alpha),
-        "importance": _importance(held, config.features),
-        "probes": probes(judge, pairs.takes),
+        "importance": _importance(held, judge.features.columns),
     }
 
 

@@ -89,10 +89,12 @@ class PairModel:
     Args:
         estimator: of scikit-learn, with ``predict_proba`` and classes 0 and 1.
         inputs: what it sees of a pair.
+        reads_missing: whether it reads NaN itself.
     """
 
     estimator: Any
     inputs: Inputs
+    reads_missing: bool = False
 
     def one_sided(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """f(a,b), [n]: depends on the order for all models but ``bradley_terry``."""
@@ -132,4 +134,4 @@ def fit_pairs(
     loser = np.where(left_wins[:, None], right, left)
     seen = np.vstack([pair_inputs(winner, loser, inputs), pair_inputs(loser, winner, inputs)])
     truth = np.repeat([1, 0], len(left))
-    return PairModel(recipe(kind).build(seed, ridge).fit(seen, truth), inputs)
+    return PairModel(recipe(kind).build(seed, ridge).fit(seen, truth), inputs, recipe(kind).reads_missing)

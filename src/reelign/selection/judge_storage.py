@@ -26,7 +26,7 @@ from reelign.errors import ModelError
 from reelign.selection.judge import JudgeConfig, LearnedJudge
 from reelign.selection.judge_calibration import Calibration
 from reelign.selection.judge_features import Features
-from reelign.selection.judge_models import Inputs, PairModel
+from reelign.selection.judge_models import Inputs, PairModel, recipe
 
 CARD, MODEL = "judge.json", "model.skops"
 FORMAT = 1
@@ -99,6 +99,8 @@ def save_judge(judge: LearnedJudge, folder: Path) -> Path:
     """
     import skops.io
 
+    if not isinstance(judge.model, PairModel) or not isinstance(judge.features, Features):
+        raise ModelError(f"a judge that reads scores is saved here; a {judge.kind} has a format of its own")
     folder, estimator = Path(folder), judge.model.estimator
     if hasattr(estimator, "_feature_subsample_rng"):
         estimator._feature_subsample_rng = None  # used while fitting only; a generator's state need not be trusted then
@@ -142,7 +144,7 @@ def load_judge(folder: Path) -> LearnedJudge:
     estimator = load_estimator(content, saved.kind, f"{folder / MODEL}")
     judge = LearnedJudge(
         saved.features,
-        PairModel(estimator, saved.inputs),
+        PairModel(estimator, saved.inputs, recipe(saved.kind).reads_missing),
         saved.kind,
         saved.calibration,
         saved.tie_width,

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -151,14 +151,17 @@ def cohorts(frame: pd.DataFrame, least: int = MIN_COHORT) -> pd.Series:
         raise ConfigError(f"a cohort has 3 or more takes; got {least}")
     sized = [name for name in ("height", "width") if name in frame]
     known = frame[sized].notna().all(axis=1)
-    size = frame[sized].apply(lambda row: f" at {row['width']:g}×{row['height']:g}" if len(sized) == 2 else "", axis=1)
-    size = size if len(sized) == 2 else pd.Series("", index=frame.index)
-    maker = frame["generator"].fillna("").map(lambda name: f" by {short(name)}" if name else "")
-    near = frame["group"].map(lambda name: f"group {short(name, 10_000)}") + maker + size
-    far = maker.where(maker != "", " of unknown generator").str.strip() + size
-    chosen = near.where(near.map(near[known].value_counts()).fillna(0) >= least, far)
-    chosen = chosen.where(chosen.map(chosen[known].value_counts()).fillna(0) >= least, "")
-    return chosen.where(known, "")
+    whole = len(sized) == 2
+
+    def names(row: Any) -> tuple[str, str]:
+        size = f" at {row['width']:g}×{row['height']:g}" if whole else ""
+        maker = f"by {short(row['generator'])}" if row["generator"] else ""
+        return f"group {short(row['group'], 10_000)} {maker}".strip() + size, (maker or "of unknown generator") + size
+
+    rows = [names(row) for row in frame.to_dict("records")]
+    near, far = (pd.Series([row[i] for row in rows], index=frame.index, dtype=object).where(known, "") for i in (0, 1))
+    chosen = near.where(near.map(near.value_counts()).fillna(0) >= least, far)
+    return chosen.where(chosen.map(chosen.value_counts()).fillna(0) >= least, "")
 
 
 def bad_z(

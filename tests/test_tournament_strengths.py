@@ -222,10 +222,10 @@ def test_pairs_do_not_depend_on_order_or_sides(rows, shuffler) -> None:
 
 
 def test_informative_pairs_find_the_best_with_fewer_questions_than_chance() -> None:
-    """Twelve takes, noisy people, 40 answers: asking what tells most loses less than asking at random."""
+    """Twelve takes, noisy people, 40 answers, 25 times: asking what tells most loses less than asking at random."""
     random, takes = np.random.default_rng(5), [f"{i:02d}" for i in range(12)]
     regret = {"informative": [], "random": []}
-    for _ in range(60):
+    for _ in range(25):
         theta = random.normal(0, 1.5, 12)
         for way in regret:
             told: list[tuple[str, str, str]] = []
@@ -240,4 +240,4 @@ def test_informative_pairs_find_the_best_with_fewer_questions_than_chance() -> N
                     told.append((a, b, "left" if left else "right"))
             best = int(np.argmax(fit(win_tables(labels(*told), takes)[0]).theta))
             regret[way].append(theta.max() - theta[best])
-    assert np.mean(regret["informative"]) < np.mean(regret["random"]) - 0.1
+    assert np.mean(regret["informative"]) < np.mean(regret["random"]) - 0.1, regret

@@ -66,7 +66,7 @@ def select(
 
         curve.table.to_csv(out / "best_of.csv", index=False)
         for kind in ("png", "svg"):
-            best_of_figure(curve, "the judge", best_of).savefig(out / f"best_of.{kind}", dpi=160)
+            best_of_figure(curve, "strength", best_of).savefig(out / f"best_of.{kind}", dpi=160)
     _show(selection, out)
 
 
@@ -79,7 +79,7 @@ def _jury(folder: TakesFolder, judge: Path | None, columns: str | None, labels: 
             "takes are judged by one of --judge FOLDER, --columns 'clip=1', --labels FILE: give exactly one"
         )
     if judge is not None:
-        from reelign.selection.judge_store import load_judge
+        from reelign.selection.judge_storage import load_judge
 
         learned = load_judge(judge)
         return Jury(judge=learned, columns=learned.features.columns)

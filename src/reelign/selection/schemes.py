@@ -29,7 +29,7 @@ from reelign.selection.bradley_terry import Array, Strengths, fit
 
 Pairs = list[tuple[int, int]]
 Scheme = Generator[Pairs, None, list[int]]
-VOTE_RIDGE, BELIEF_RIDGE = 0.5, 0.05
+VOTE_RIDGE, BELIEF_RIDGE = 0.5, 0.01
 
 
 class Ledger:
@@ -103,8 +103,9 @@ def elimination(ledger: Ledger, comparisons: int | None = None) -> Scheme:
     Those who lose in the same round are ordered by their strengths.
     """
     n = ledger.n
-    repeats = max(1, _at_least(n - 1, comparisons) // max(1, n - 1)) if ledger.votes else 1
-    byes = 2 ** math.ceil(math.log2(n)) - n
+    allowed = _at_least(n - 1, comparisons)
+    repeats = max(1, allowed // max(1, n - 1)) if ledger.votes else 1
+    byes = (1 << (n - 1).bit_length()) - n
     alive, out = list(range(n)), []
     while len(alive) > 1:
         through, playing = alive[:byes], alive[byes:]
@@ -122,15 +123,15 @@ def elimination(ledger: Ledger, comparisons: int | None = None) -> Scheme:
 def round_robin(ledger: Ledger, comparisons: int | None = None) -> Scheme:
     """Every pair, comparisons/(n(n − 1)/2) times, then Bradley–Terry."""
     pairs = [(i, j) for i in range(ledger.n) for j in range(i + 1, ledger.n)]
-    repeats = _at_least(len(pairs), comparisons) // max(1, len(pairs)) if ledger.votes else 1
-    yield pairs * repeats
+    allowed = _at_least(len(pairs), comparisons)
+    yield pairs * (allowed // max(1, len(pairs)) if ledger.votes else 1)
     return ledger.order()
 
 
 def swiss(ledger: Ledger, comparisons: int | None = None) -> Scheme:
     """Rounds of pairs close in strength that have met least, then Bradley–Terry; with an odd n one sits out in turn."""
     n, each = ledger.n, max(1, ledger.n // 2)
-    rounds = math.ceil(math.log2(n)) if comparisons is None else _at_least(n - 1, comparisons) // each
+    rounds = (n - 1).bit_length() if comparisons is None else _at_least(n - 1, comparisons) // each
     games = np.zeros(n, dtype=int)
     for _ in range(rounds if n > 1 else 0):
         waiting = ledger.order()
@@ -152,16 +153,19 @@ def swiss(ledger: Ledger, comparisons: int | None = None) -> Scheme:
 def halving(ledger: Ledger, comparisons: int | None = None) -> Scheme:
     """Successive halving (Karnin, Koren and Somekh 2013) with Bradley–Terry over all comparisons so far.
 
-    The last round is between two, and everybody plays in every round they are in. What a round cannot use, because a
-    belief is not asked twice, is left to later ones.
+    The last round is between two, and everybody plays in every round they are in. Since a belief is not asked
+    twice, the first round then gets what later ones could not use.
     """
     n = ledger.n
     least = sum(-(-size // 2) for size in _rounds(n))
     budget = max(least, n * (n - 1) // 4) if comparisons is None else _at_least(least, comparisons)
     alive, start, sizes = list(range(n)), ledger.comparisons, _rounds(n)
     for number, size in enumerate(sizes):
-        share = (budget - (ledger.comparisons - start)) // (len(sizes) - number)
-        yield _balanced(ledger, alive, max(share, -(-size // 2)))
+        left = budget - (ledger.comparisons - start)
+        share = max(left // (len(sizes) - number), -(-size // 2))
+        if not ledger.votes:  # later rounds have no more than the pairs of the next, each once
+            share = max(share, left - math.comb(-(-size // 2), 2))
+        yield _balanced(ledger, alive, share)
         alive = ledger.order(alive)[: -(-size // 2)]
     order = ledger.order()
     return alive + [i for i in order if i not in alive]
@@ -202,18 +206,30 @@ def _rounds(n: int) -> list[int]:
 
 
 def _balanced(ledger: Ledger, among: Sequence[int], count: int) -> Pairs:
-    """``count`` pairs, each next one of those that met least, and of these one whose takes have played least."""
-    met, games = ledger.met, np.zeros(ledger.n)
-    inside = np.zeros((ledger.n, ledger.n), dtype=bool)
-    inside[np.ix_(among, among)] = True
-    inside = np.triu(inside, 1)
+    """``count`` pairs, those that met least first, and of these in the order of a circle's matchings.
+
+    Each matching pairs everybody once, and two that follow each other join all into one path, so that strengths can be
+    compared across pairs as soon as possible.
+    """
+    circle, table = _circle(among), ledger.met
+    met = np.array([table[pair] for pair in circle])
     pairs: Pairs = []
     for _ in range(count):
-        cost = np.where(inside, met * 1e6 + games[:, None] + games[None, :], np.inf)
-        i, j = (int(index) for index in np.unravel_index(int(np.argmin(cost)), cost.shape))
-        if not ledger.votes and met[i, j]:
+        least = int(np.argmin(met))
+        if not ledger.votes and met[least]:
             break
-        pairs.append((i, j))
-        met[i, j] += 1
-        games[[i, j]] += 1
+        pairs.append(circle[least])
+        met[least] += 1
+    return pairs
+
+
+def _circle(among: Sequence[int]) -> Pairs:
+    """Every pair once, as m − 1 matchings of m one after the other (the circle method; a ghost makes m even)."""
+    seats: list[int | None] = [*among, *([None] if len(among) % 2 else [])]
+    pairs: Pairs = []
+    for _ in range(len(seats) - 1):
+        half = len(seats) // 2
+        facing = zip(seats[:half], reversed(seats[half:]), strict=True)
+        pairs += [(i, j) for i, j in facing if i is not None and j is not None]
+        seats = [seats[0], seats[-1], *seats[1:-1]]
     return pairs

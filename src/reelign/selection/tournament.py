@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from reelign.selection.judge import Judge
 
 MOST_DRAWS = 4_000_000  # numbers drawn at once for the confidence of one group
+PAIR_DRAWS = 4000  # enough to tell contenders from losers, in time for a page
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def column_judge(frame: pd.DataFrame, weights: Mapping[str, float]) -> ColumnJud
     """
     if not weights or not all(math.isfinite(weight) and weight for weight in weights.values()):
         raise ConfigError(f"columns have finite weights other than 0, for example clip=1; got {dict(weights)}")
-    if missing := [name for name in weights if name not in frame]:
+    if missing := [name for name in weights if name not in frame or name in ("take", "group")]:
         known = ", ".join(frame.select_dtypes("number").columns)
         raise DataError(f"columns to judge by are scores of the takes; {missing[0]!r} is none of {known}")
     members = frame.drop_duplicates(["group", "take"]).sort_values(["group", "take"]).set_index(["group", "take"])
@@ -155,7 +156,7 @@ def symmetric(judge: Judge, left: pd.DataFrame, right: pd.DataFrame) -> NDArray[
             )
         answers.append(answer)
     both: NDArray[np.float64] = (answers[0] + 1 - answers[1]) / 2
-    return both
+    return both.round(12)  # ½ but for a rounding is a tie, and must be one from either side
 
 
 def run_groups(
@@ -312,7 +313,7 @@ def informative_pairs(
     if len(ordered) < 2 or n == 0:
         return []
     strengths = fit(wins, ties, ridge=ridge)
-    chance, covariance = probability_best(strengths), strengths.covariance.copy()
+    chance, covariance = probability_best(strengths, PAIR_DRAWS), strengths.covariance.copy()
     margin = strengths.theta[:, None] - strengths.theta[None, :]
     weight = 0.25 / np.cosh(margin / 2) ** 2  # p(1 − p)
     worth = np.triu(chance[:, None] + chance[None, :], 1) / 2  # each pair once

@@ -73,6 +73,7 @@ class TestAction:
             (metric, "a red square moving left"),
         ):
             assert measure(clip, 8.0, [source], prompt)["action_top1"] == 1
+            assert source.card.needs_prompt == (source is not by_option)
 
     @pytest.mark.parametrize(
         ("options", "prompt", "reason"),

@@ -218,6 +218,15 @@ class TestSubjectConsistency:
             expected = plain(pixels).last_hidden_state[:, 0]
         torch.testing.assert_close(metric.features(frames), expected, atol=1e-5, rtol=0)
 
+    def test_other_frames_are_resized_bilinearly(self, dino):
+        metric, frame = SubjectConsistency(str(dino)), torch.rand(1, 3, 300, 448)
+        scaled = cv2.resize(frame[0].permute(1, 2, 0).numpy(), (334, 224), interpolation=cv2.INTER_LINEAR)
+        pixels = (scaled - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+        batch = torch.tensor(pixels.transpose(2, 0, 1), dtype=torch.float32)[None]
+        with torch.no_grad():
+            expected = metric.model(pixel_values=batch, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+        torch.testing.assert_close(metric.features(frame), expected, atol=1e-4, rtol=0)
+
     def test_a_clip(self, dino):
         metric, frames = SubjectConsistency(str(dino), chunk=2), noise(5)
         assert isinstance(metric, ClipMetric)
@@ -294,6 +303,8 @@ class TestClipScore:
         assert right <= 100
         assert isinstance(none, Undefined)
         assert "needs a prompt" in str(none)
+        assert metric.card.needs_prompt
+        assert not BackgroundConsistency().card.needs_prompt
 
     def test_it_is_the_rewards_number(self):
         from reelign.metrics.reward_metric import RewardMetric

@@ -108,6 +108,7 @@ class Action:
             protocol=f"{model}, {self.frames} frames at round(i(T−1)/(n−1)) of the first {max_frames}, {view.height}×"
             f"{view.width} bicubic with antialiasing, {view.aspect}; asked class among the k highest logits, k = 1, 5",
             source="Tong et al. 2022, arXiv 2203.12602",
+            needs_prompt=label is None,
         )
 
     def start(self, info: ClipInfo) -> ActionAgreement | NotApplicable:

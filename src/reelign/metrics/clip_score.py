@@ -47,6 +47,7 @@ class ClipScoreMetric:
             protocol=f"{model}, all frames at the clip's own rate, {view.height}×{view.width} bicubic with "
             f"antialiasing, {view.aspect}; mean of 100·max(0, cosine to the prompt)",
             source="Hessel et al. 2021, arXiv 2104.08718",
+            needs_prompt=True,
         )
 
     def start(self, info: ClipInfo) -> FrameMean | NotApplicable:

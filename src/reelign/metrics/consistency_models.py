@@ -84,7 +84,7 @@ class Consistency:
         return {self.name: finite_mean(self.name, self.total, self.count)}
 
     def _see(self, frames: Tensor) -> None:
-        unit = F.normalize(self.encode(frames).double(), dim=-1)
+        unit = F.normalize(self.encode(frames).cpu().double(), dim=-1)  # some devices have no float64
         if self.ends is None:
             first, now, before = unit[:1], unit[1:], unit[:-1]
         else:

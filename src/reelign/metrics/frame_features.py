@@ -126,7 +126,7 @@ class FrameMean:
         return {self.name: finite_mean(self.name, self.total, self.count)}
 
     def _see(self, frames: Tensor) -> None:
-        self.total += float(self.score(frames).double().sum())
+        self.total += float(self.score(frames).cpu().double().sum())  # some devices have no float64
         self.count += len(frames)
 
 

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from reelign.errors import ConfigError
 
 if TYPE_CHECKING:
+    from reelign.metrics.set_comparison import SetDistance
     from reelign.metrics.set_evaluation import Evaluation
 
 console = Console()
@@ -32,7 +33,11 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="FAMILY=PATH for i3d, inception, videomae, vjepa or clip; repeatable.")
     ] = None,
-    fvd_resize: Annotated[str, typer.Option(help="Frames reach I3D the 'google' or the 'stylegan' way.")] = "google",
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FAMILY.KEY=VALUE, for example i3d.way=stylegan or clip.frames=16."),
+    ] = None,
+    paired: Annotated[bool, typer.Option(help="Clips pair up by file name: PSNR and SSIM too.")] = False,
     most: Annotated[
         int | None, typer.Option("--clips", help="At most so many clips a side, drawn by the seed.")
     ] = None,
@@ -47,19 +52,22 @@ def evaluate(
     """Distances between two folders of clips with their intervals and floors, and changes of their takes' scores."""
     from reelign.metrics.feature_sets import default_cache
     from reelign.metrics.set_comparison import Options
-    from reelign.metrics.set_evaluation import Plan, against, save
+    from reelign.metrics.set_evaluation import Plan
     from reelign.metrics.set_evaluation import evaluate as compare
+    from reelign.metrics.set_results import against, check_writable, save
     from reelign.plots.sets import evaluation_figure, save_evaluation
 
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     plan = Plan(
         metrics=names,
         models=_models(model or []),
-        settings={"i3d": {"way": fvd_resize}},
+        settings=_settings(override or []),
         options=Options(clips=most, halves=halves, seed=seed),
         device=_device(device),
         cache=cache or default_cache(),
+        paired=paired,
     )
+    check_writable(out)
     with Progress(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -70,11 +78,10 @@ def evaluate(
 
         evaluation = compare(reference, clips, plan, report)
     saved = save(evaluation, out)
-    saved += save_evaluation(evaluation_figure(evaluation.distances, evaluation.scores, evaluation.tables), out)
+    if evaluation.distances or any(change.kind != "undefined" for change in evaluation.scores):
+        saved += save_evaluation(evaluation_figure(evaluation.distances, evaluation.scores, evaluation.tables), out)
     _show(evaluation)
-    for distance, before, reason in against(evaluation, earlier) if earlier else ():
-        was = f"was {before.value:.4g} [{before.low:.3g}, {before.high:.3g}]" if before else reason
-        console.print(f"{distance.metric}: {escape(was)}", soft_wrap=True, highlight=False)
+    _show_earlier(against(evaluation, earlier) if earlier else [])
     console.print(f"saved: {out} ({', '.join(path.name for path in saved)})", soft_wrap=True, markup=False)
 
 
@@ -86,6 +93,19 @@ def _models(named: Iterable[str]) -> dict[str, str]:
             raise ConfigError(f"a model is named as FAMILY=PATH, for example i3d=i3d_torchscript.pt; got {text!r}")
         models[family] = path
     return models
+
+
+def _settings(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    import yaml
+
+    settings: dict[str, dict[str, Any]] = {}
+    for text in pairs:
+        place, equals, value = text.partition("=")
+        family, dot, key = place.partition(".")
+        if not (family and dot and key and equals):
+            raise ConfigError(f"an option is set as FAMILY.KEY=VALUE, for example i3d.frames=32; got {text!r}")
+        settings.setdefault(family, {})[key] = yaml.safe_load(value)
+    return settings
 
 
 def _device(name: str) -> str:
@@ -104,8 +124,20 @@ def _show(evaluation: Evaluation) -> None:
                 console.print(f"[yellow]{distance.metric}[/]: {escape(warning)}", soft_wrap=True)
     if evaluation.scores:
         console.print(_scores(evaluation))
+    for mean in evaluation.means:
+        interval = f" [{mean.low:.4g}, {mean.high:.4g}]" if mean.clips > 1 else ""
+        without = f", {mean.without} without a value" if mean.without else ""
+        console.print(escape(f"{mean.name} {mean.value:.4g}{interval}, {mean.clips} clips{without}"))
+    if evaluation.distances:
+        console.print(f"{evaluation.computed} features computed, all others were in the cache")
     if left_out := len(evaluation.left_out.drop_duplicates(["side", "file"])):
         console.print(f"{left_out} clips gave no features, see left_out.csv")
+
+
+def _show_earlier(rows: Iterable[tuple[SetDistance, SetDistance | None, str]]) -> None:
+    for distance, before, reason in rows:
+        was = f"was {before.value:.4g} [{before.low:.3g}, {before.high:.3g}]" if before else reason
+        console.print(f"{distance.metric}: {escape(was)}", soft_wrap=True, highlight=False)
 
 
 def _distances(evaluation: Evaluation) -> Table:

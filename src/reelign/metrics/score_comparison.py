@@ -117,7 +117,9 @@ def _change(
 ) -> ScoreChange:
     left, right = (table[name] if name in table else pd.Series(np.nan, table.index) for table in (before, after))
     missing = int(left.isna().sum()), int(right.isna().sum())
-    valid = None if pairs is None else pairs[left[pairs["before"]].notna().array & right[pairs["after"]].notna().array]
+    valid = pairs
+    if pairs is not None:
+        valid = pairs[left[pairs["before"]].notna().to_numpy() & right[pairs["after"]].notna().to_numpy()]
     if not refused and valid is not None and len(valid) >= 2:
         found = paired_delta(left[valid["before"]].to_numpy(float), right[valid["after"]].to_numpy(float), seed=seed)
         alone = len(before) + len(after) - 2 * found.n

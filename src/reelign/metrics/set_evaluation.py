@@ -1,31 +1,28 @@
 """One folder of clips against another: set metrics, and what their takes tables say; the whole of ``reelign evaluate``.
 
 Features of a family are extracted once and serve all of its metrics. What cannot be computed (too few clips, no model
-named) is a row with its reason, next to what can. Clips that cannot be read are counted, with their reasons.
-
-Files: ``evaluation.json`` (everything), ``evaluation.csv`` (a row a number), ``left_out.csv`` (clips without features).
+named) is a row with its reason, next to what can. Clips that cannot be read are counted, with their reasons. What is
+written, and how an earlier result is read, is in ``set_results``.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from reelign import __version__
 from reelign.errors import ConfigError, DataError, UnknownNameError
-from reelign.metrics.feature_sets import FeatureCache, FeatureSet, extract
+from reelign.metrics.feature_sets import Extractor, FeatureCache, FeatureSet, extract
+from reelign.metrics.paired_files import FileMean, compare_files, file_means
 from reelign.metrics.score_comparison import ScoreChange, compare_scores
-from reelign.metrics.set_comparison import METRICS, Options, SetDistance, comparable, compare_sets, from_json
+from reelign.metrics.set_comparison import METRICS, Options, SetDistance, compare_sets
 from reelign.metrics.set_extractors import build_extractor
 from reelign.selection.takes import TAKE_COLUMNS, TAKES, TakesFolder
-from reelign.video_io import CLIP_SUFFIXES, find_clips, replacing
+from reelign.video_io import CLIP_SUFFIXES, find_clips
 
 DEFAULT = ("frechet_videomae", "mmd_videomae", "cmmd")  # those whose models ship with the package
 Progress = Callable[[str, int, int], None]
@@ -42,6 +39,7 @@ class Plan:
         options: of the comparison.
         device: where networks run.
         cache: of features; None keeps none.
+        paired: whether clips also pair up by file name, for PSNR and SSIM.
     """
 
     metrics: tuple[str, ...] = DEFAULT
@@ -50,15 +48,16 @@ class Plan:
     options: Options = field(default_factory=Options)
     device: str = "cpu"
     cache: Path | None = None
+    paired: bool = False
 
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in METRICS:
                 raise UnknownNameError("set metric", name, METRICS)
         families = {METRICS[name].family for name in self.metrics}
-        if unused := sorted(set(self.models) - families):
-            used = ", ".join(sorted(families)) or "no family"
-            raise ConfigError(f"a model is named for a family that the metrics use ({used}); got {', '.join(unused)}")
+        if unused := sorted((set(self.models) | set(self.settings)) - families):
+            used = ", ".join(sorted(families)) or "none"
+            raise ConfigError(f"models and options belong to families that the metrics use ({used}); got {unused[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,8 @@ class Evaluation:
         undefined: set metrics that could not, with the reason.
         scores: changes of score columns, where both folders have takes tables.
         tables: the two takes tables, for plots.
+        files: PSNR and SSIM of every pair of files, where these were asked for.
+        means: of them.
         left_out: columns side, file, family, reason.
         computed: features computed in this run; the rest came from the cache.
     """
@@ -81,6 +82,8 @@ class Evaluation:
     undefined: Mapping[str, str]
     scores: tuple[ScoreChange, ...]
     tables: tuple[pd.DataFrame, pd.DataFrame] | None
+    files: pd.DataFrame | None
+    means: tuple[FileMean, ...]
     left_out: pd.DataFrame
     computed: int
 
@@ -90,16 +93,18 @@ def evaluate(reference: Path, clips: Path, plan: Plan = Plan(), progress: Progre
 
     Raises:
         DataError: a folder has no clip, or nothing at all can be computed; the message has the first reason.
+        ConfigError: a family needs a model and none is named, or it has no such option.
+        ModelError: a model cannot be loaded; before any clip is read.
     """
     sides = {"reference": clips_of(reference), "clips": clips_of(clips)}
     report = progress or (lambda what, done, total: None)
     distances: list[SetDistance] = []
     undefined: dict[str, str] = {}
     features: dict[str, tuple[FeatureSet, FeatureSet]] = {}
-    for family in dict.fromkeys(METRICS[name].family for name in plan.metrics):
+    for family, extractor in _extractors(plan).items():
         try:
-            features[family] = _features(family, sides, plan, report)
-        except (DataError, ConfigError) as error:
+            features[family] = _features(extractor, sides, FeatureCache(plan.cache), report)
+        except DataError as error:
             undefined |= {name: str(error) for name in plan.metrics if METRICS[name].family == family}
     for name in plan.metrics:
         if (family := METRICS[name].family) not in features:
@@ -110,7 +115,8 @@ def evaluate(reference: Path, clips: Path, plan: Plan = Plan(), progress: Progre
             undefined[name] = str(error)
     tables = takes_tables(reference, clips)
     changes = () if tables is None else tuple(_score_changes(reference, clips, *tables))
-    if not distances and not changes:
+    files = compare_files(sides["reference"], sides["clips"], partial(report, "pairs")) if plan.paired else None
+    if not distances and not changes and files is None:
         reason = next(iter(undefined.values()), "no metric was asked for, and not both folders have a takes table")
         raise DataError(f"nothing to compare: {reason}")
     left_out = [
@@ -126,6 +132,8 @@ def evaluate(reference: Path, clips: Path, plan: Plan = Plan(), progress: Progre
         undefined,
         changes,
         tables,
+        files,
+        () if files is None else tuple(file_means(files, plan.options.seed)),
         pd.DataFrame(left_out, columns=["side", "file", "family", "reason"]),
         sum(found.computed for pair in features.values() for found in pair),
     )
@@ -154,106 +162,19 @@ def takes_tables(reference: Path, clips: Path) -> tuple[pd.DataFrame, pd.DataFra
     return TakesFolder(reference).wide(), TakesFolder(clips).wide()
 
 
-def save(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Write ``evaluation.json``, ``evaluation.csv`` and ``left_out.csv``, each whole or not at all.
-
-    Raises:
-        RunFolderError: the folder cannot be written.
-    """
-    paths = [out / name for name in ("evaluation.json", "evaluation.csv", "left_out.csv")]
-    with replacing(paths[0]) as part:
-        part.write_text(json.dumps(as_json(evaluation), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with replacing(paths[1]) as part:
-        as_table(evaluation).to_csv(part, index=False)
-    with replacing(paths[2]) as part:
-        evaluation.left_out.to_csv(part, index=False)
-    return paths
-
-
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything but the takes tables, in plain types; what is undefined is null."""
-    distances = [{**asdict(d), "protocol_id": d.protocol.id} for d in evaluation.distances]
-    scores = [{key: _plain(value) for key, value in asdict(change).items()} for change in evaluation.scores]
+def _extractors(plan: Plan) -> dict[str, Extractor]:
+    families = dict.fromkeys(METRICS[name].family for name in plan.metrics)
     return {
-        "reelign": __version__,
-        "reference": evaluation.reference,
-        "clips": evaluation.clips,
-        "distances": distances,
-        "undefined": dict(evaluation.undefined),
-        "scores": scores,
-        "left_out": evaluation.left_out.to_dict("records"),
+        family: build_extractor(family, plan.models.get(family), plan.device, **plan.settings.get(family, {}))
+        for family in families
     }
 
 
-def as_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a number: kind, name, value, low, high, clips, floor, protocol, and what to know."""
-    rows: list[dict[str, Any]] = [
-        {
-            "kind": "set",
-            "name": d.metric,
-            "value": d.value,
-            "low": d.low,
-            "high": d.high,
-            "clips": d.clips,
-            "floor": d.floor.value,
-            "floor_clips": d.floor.clips,
-            "protocol": d.protocol.id,
-            "note": "; ".join(d.warnings),
-        }
-        for d in evaluation.distances
-    ]
-    rows += [{"kind": "undefined", "name": name, "note": reason} for name, reason in evaluation.undefined.items()]
-    rows += [
-        {
-            "kind": change.kind,
-            "name": change.metric,
-            "value": change.delta,
-            "low": change.low,
-            "high": change.high,
-            "clips": min(change.n_before, change.n_after),
-            "note": change.reason,
-        }
-        for change in evaluation.scores
-    ]
-    columns = ("kind", "name", "value", "low", "high", "clips", "floor", "floor_clips", "protocol", "note")
-    return pd.DataFrame(rows, columns=columns)
-
-
-def against(evaluation: Evaluation, earlier: Path) -> list[tuple[SetDistance, SetDistance | None, str]]:
-    """Each set metric beside its value in an earlier ``evaluation.json``.
-
-    Returns:
-        The distance, the earlier one where the two are comparable, and the reason where they are not.
-
-    Raises:
-        DataError: the file is not one that ``save`` wrote.
-    """
-    try:
-        found = json.loads(earlier.read_text(encoding="utf-8"))["distances"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"an earlier evaluation is a file evaluation.json; cannot read {earlier}: {error}") from error
-    known = {distance.metric: distance for distance in map(from_json, found)}
-    rows: list[tuple[SetDistance, SetDistance | None, str]] = []
-    for distance in evaluation.distances:
-        if distance.metric not in known:
-            rows.append((distance, None, "the earlier evaluation has no such metric"))
-            continue
-        try:
-            comparable(distance, known[distance.metric])
-            rows.append((distance, known[distance.metric], ""))
-        except DataError as error:
-            rows.append((distance, None, str(error)))
-    return rows
-
-
 def _features(
-    family: str, sides: Mapping[str, Mapping[str, Path]], plan: Plan, report: Progress
+    extractor: Extractor, sides: Mapping[str, Mapping[str, Path]], cache: FeatureCache, report: Progress
 ) -> tuple[FeatureSet, FeatureSet]:
-    extractor = build_extractor(family, plan.models.get(family), plan.device, **plan.settings.get(family, {}))
-    cache = FeatureCache(plan.cache)
-
     def side(name: str) -> FeatureSet:
-        return extract(sides[name], extractor, cache, partial(report, f"{family}, {name}"))
+        return extract(sides[name], extractor, cache, partial(report, f"{extractor.protocol.family}, {name}"))
 
     return side("reference"), side("clips")
 
@@ -273,7 +194,3 @@ def _settings(folder: TakesFolder) -> dict[str, str]:
     """Metric to the version and parameters its scores were computed with."""
     scores = folder.current_scores().drop_duplicates("metric")
     return {row.metric: f"version {row.version} {row.parameters}".strip() for row in scores.itertuples()}
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

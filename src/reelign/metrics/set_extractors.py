@@ -20,6 +20,7 @@ Published files are never fetched. TorchScript can hold any computation: load on
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,14 +86,17 @@ def i3d_input(video: Tensor, way: Way) -> Tensor:
     return (2 * frames - 1).transpose(0, 1)
 
 
-def i3d_extractor(model: str, device: str = "cpu", way: Way = "google", frames: int = 16) -> Extractor:
+def i3d_extractor(
+    model: str, device: str = "cpu", way: Way = "google", frames: int = 16, fps: float | None = None
+) -> Extractor:
     """I3D from a TorchScript file that is called as ``(x, rescale=, resize=, return_features=)``.
 
     Args:
         model: path of ``i3d_torchscript.pt``.
         device: where it runs.
         way: ``google`` or ``stylegan``.
-        frames: the first so many of each clip, at its own rate; at least 10.
+        frames: the first so many of each clip, at least 10.
+        fps: to thin clips to; their own where None.
 
     Raises:
         ConfigError: no such way, or too few frames.
@@ -114,7 +118,7 @@ def i3d_extractor(model: str, device: str = "cpu", way: Way = "google", frames: 
         "stylegan": "short side to 224, bilinear, centre crop, [−1,1]",
     }[way]
     protocol = FeatureProtocol(
-        "i3d", model, weights, "Kinetics-400 logits", preprocessing, (I3D_SIDE,) * 2, FrameChoice(frames, "first")
+        "i3d", model, weights, "Kinetics-400 logits", preprocessing, (I3D_SIDE,) * 2, FrameChoice(frames, "first", fps)
     )
     return Extractor(protocol, run)
 
@@ -236,10 +240,10 @@ def build_extractor(family: str, model: str | None = None, device: str = "cpu", 
         family: a key of ``FAMILIES``.
         model: path, ``zoo:NAME`` or hub id; the family's own where None.
         device: where it runs.
-        **options: of the family: ``frames`` and, for I3D, ``way``.
+        **options: of the family: ``frames``, and for I3D ``way`` and ``fps``; VideoMAE has none.
 
     Raises:
-        UnknownNameError: no such family.
+        UnknownNameError: no such family, or it has no such option.
         ConfigError: the family needs a model and none is named.
         ModelError: it cannot be loaded.
     """
@@ -248,6 +252,10 @@ def build_extractor(family: str, model: str | None = None, device: str = "cpu", 
     make, own, published = FAMILIES[family]
     if (chosen := model or own) is None:
         raise ConfigError(f"features of {family} need a model: name it with --model {family}=PATH ({published})")
+    known = [name for name in inspect.signature(make).parameters if name not in ("model", "device")]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"option of {family}", name, known)
     return make(chosen, device, **options)
 
 

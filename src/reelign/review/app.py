@@ -61,9 +61,9 @@ def build_app(
         DataError: the takes cannot be read, or there are none.
     """
     access = access or Access()
-    library = Library(folder)
-    if not library.shelf().rows:
+    if folder.takes().empty:
         raise DataError(f"a review needs takes; {folder.path} has none: import clips into it first")
+    library = Library(folder)
     desk = Desk(
         library, store, settings or ReviewSettings(), MediaShelf(_cache(folder.path)), _templates(), access.token
     )
@@ -110,10 +110,10 @@ def _cache(folder: Path) -> Path:
 
 
 def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("reelign.review"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    made = Environment(loader=PackageLoader("reelign.review"), autoescape=True, undefined=StrictUndefined)
+    made.trim_blocks = made.lstrip_blocks = True
+    made.policies["json.dumps_kwargs"] = {"sort_keys": False}  # axes are asked in the order given
+    return made
 
 
 def allowed_hosts(names: Iterable[str]) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ import pandas as pd
 from reelign.errors import DataError, RunFolderError
 from reelign.review.database import LABEL_COLUMNS
 from reelign.review.library import Shelf
-from reelign.video_io import replacing
 
 KINDS = ("labels", "ratings", "preferences")
 TYPES = {
@@ -74,6 +73,8 @@ def export_file(path: Path, kind: str, answers: pd.DataFrame, shelf: Shelf) -> i
     Raises:
         DataError: an unknown kind or format. RunFolderError: the file cannot be written.
     """
+    from reelign.video_io import replacing  # loads torch, which the server does without
+
     table = export_table(kind, answers, shelf)
     data = as_bytes(table, path.suffix.lower())
     with replacing(path) as part:

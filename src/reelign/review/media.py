@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import av
-import torch
 from PIL import Image
 
 from reelign.errors import ClipError
 from reelign.video_decode import FrameStream
-from reelign.video_io import read_clip, replacing, write_clip
 
 PLAYABLE = {"h264": "video/mp4", "vp8": "video/webm", "vp9": "video/webm", "av1": "video/mp4"}
 CONTAINERS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
@@ -175,11 +173,17 @@ def _fitting(path: Path, side: int) -> tuple[int, int] | None:
 
 
 def _convert(path: Path, out: Path) -> None:
+    from reelign.video_io import read_clip, write_clip  # torch takes seconds to load, and most folders need none of it
+
     clip = read_clip(path, MAX_FRAMES, _fitting(path, MAX_SIDE), strict=False)
     write_clip(out, clip.video, clip.fps)
 
 
 def _spoil(path: Path, out: Path) -> None:
+    import torch
+
+    from reelign.video_io import read_clip, write_clip
+
     clip = read_clip(path, MAX_FRAMES, _fitting(path, MAX_SIDE), strict=False)
     height, width = clip.video.shape[2:]
     blocks = torch.nn.functional.interpolate(clip.video, (max(1, height // 24), max(1, width // 24)), mode="area")
@@ -188,7 +192,7 @@ def _spoil(path: Path, out: Path) -> None:
 
 
 def _still(path: Path, out: Path) -> None:
-    video = read_clip(path, POSTER_FRAME, _fitting(path, POSTER_SIDE), strict=False).video
-    picture = Image.fromarray(video[-1].mul(255).round().byte().permute(1, 2, 0).numpy())
-    with replacing(out) as part:
-        picture.save(part, "JPEG", quality=80)
+    frames = list(FrameStream(path, POSTER_FRAME, _fitting(path, POSTER_SIDE), eight_bits=True))
+    part = out.with_name(f".{out.name}.part")  # one maker at a time, see ``_made``
+    Image.fromarray(frames[-1]).save(part, "JPEG", quality=80)
+    part.replace(out)

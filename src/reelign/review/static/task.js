@@ -35,9 +35,16 @@ function announce(text) {
   at("live").textContent = text;
 }
 
-function status(text, waiting = false) {
-  at("status").textContent = text;
-  at("status").classList.toggle("waiting", waiting);
+// What is wrong comes before what is going on: answers that wait, questions that do not come, then saving and saved.
+const state = { note: "", warning: "", offline: false };
+
+function status(change) {
+  Object.assign(state, change);
+  const kept = outbox.entries.length;
+  const waiting = kept ? `Reconnecting … ${kept} ${kept === 1 ? "answer is" : "answers are"} kept here` : "Reconnecting …";
+  const text = state.offline ? waiting : state.warning || state.note;
+  if (at("status").textContent !== text) at("status").textContent = text;
+  at("status").classList.toggle("waiting", state.offline || Boolean(state.warning));
 }
 
 function showProgress({ answered, goal }) {
@@ -128,17 +135,17 @@ async function fill() {
       queue.push(...fresh.slice(0, AHEAD));
       finished = !queue.length && !outbox.entries.length && !reply.questions.length;
       showProgress(reply.progress);
-      if (!outbox.entries.length) status("");
+      status({ offline: false });
       if (empty) show();
       else if (!next && queue[1]) next = load(queue[1]);
       break;
     } catch (error) {
       if (error.status === 401) return signIn();
       if (!again(error)) {
-        status(error.message, true);
+        status({ warning: error.message, offline: false });
         break;
       }
-      status("Reconnecting …", true);
+      status({ offline: true });
       await pause(wait);
     }
   }
@@ -146,7 +153,7 @@ async function fill() {
 }
 
 function signIn() {
-  status("You are signed out. Your answers are kept here; sign in again in this window.", true);
+  status({ warning: "You are signed out. Your answers are kept here; sign in again in this window.", offline: false });
   at("sign-in").hidden = false;
 }
 
@@ -191,15 +198,16 @@ async function undo() {
 
 outbox.addEventListener("change", ({ detail }) => {
   const { type, left, entry, reply, error } = detail;
-  if (type === "waiting") status(`Reconnecting … ${left} ${left === 1 ? "answer is" : "answers are"} kept here`, true);
-  if (type === "sending" && !at("status").classList.contains("waiting")) status("Saving …");
+  if (type === "waiting") status({ offline: true });
+  if (type === "sending") status({ note: "Saving …" });
   if (type === "signed out") signIn();
   if (type === "refused") {
-    status(error.status === 409 ? "Already answered in another window." : `Not stored: ${error.message}`, true);
+    const why = error.status === 409 ? "Already answered in another window." : `Not stored: ${error.message}`;
+    status({ warning: why, offline: false });
     fill();
   }
   if (type !== "stored") return;
-  if (!left) status("All saved");
+  status({ note: left ? "Saving …" : "All saved", warning: "", offline: false });
   showProgress(reply.progress);
   if (entry.path === "/api/retractions") reopen();
   else fill();

@@ -147,8 +147,7 @@ class Facts:
         unit="frames, s, frames/s, px, px",
         range=(0.0, math.inf),
         better="neither",
-        protocol="frames that decode; the container's rate, or the average of its timestamps; seconds = frames/fps; "
-        "size of the upright picture",
+        protocol="frames that decode; the rate the container states; seconds = frames/fps; size of the upright picture",
     )
 
     def start(self, info: ClipInfo) -> Accumulator:

@@ -17,7 +17,6 @@ from playwright.sync_api import sync_playwright
 
 from reelign.review.database import LabelStore
 
-
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
     "--disable-component-update", "--disable-sync",

@@ -13,7 +13,9 @@ which a take is shown cannot matter. The published ranker asks f(a,b) only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +100,8 @@ class PairModel:
 
     def one_sided(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """f(a,b), [n]: depends on the order for all models but ``bradley_terry``."""
-        chances: np.ndarray = self.estimator.predict_proba(pair_inputs(left, right, self.inputs))[:, 1]
+        with _one_thread():
+            chances: np.ndarray = self.estimator.predict_proba(pair_inputs(left, right, self.inputs))[:, 1]
         return chances
 
     def probability(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -134,4 +137,20 @@ def fit_pairs(
     loser = np.where(left_wins[:, None], right, left)
     seen = np.vstack([pair_inputs(winner, loser, inputs), pair_inputs(loser, winner, inputs)])
     truth = np.repeat([1, 0], len(left))
-    return PairModel(recipe(kind).build(seed, ridge).fit(seen, truth), inputs, recipe(kind).reads_missing)
+    with _one_thread():
+        fitted = recipe(kind).build(seed, ridge).fit(seen, truth)
+    return PairModel(fitted, inputs, recipe(kind).reads_missing)
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Labels are few; on a busy machine, threads that wait for each other make boosting crawl."""
+    limit: AbstractContextManager[Any] = _threads().limit(limits=1)
+    return limit
+
+
+@cache
+def _threads() -> Any:
+    import sklearn.ensemble  # noqa: F401  its OpenMP has to be loaded to be found
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()

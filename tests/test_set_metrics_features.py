@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reelign.errors import ClipError, ConfigError, DataError, ModelError, NonFiniteError, ReelignError
+from reelign.errors import ClipError, ConfigError, DataError, ModelError, ReelignError
 from reelign.metrics.feature_sets import Extractor, FeatureCache, FeatureProtocol, FrameChoice, extract, read_frames
 from reelign.metrics.frechet import frechet_distance
 from reelign.metrics.set_extractors import (
@@ -118,6 +118,9 @@ class TestFrames:
             {"frames": 2, "choice": "last"},
             {"frames": 2, "fps": 8},
             {"frames": 2, "choice": "first", "fps": 0},
+            {"frames": "x"},
+            {"frames": 2.5},
+            {"frames": 2, "choice": "first", "fps": "x"},
         ],
     )
     def test_refuses(self, options: dict[str, object]) -> None:
@@ -209,10 +212,14 @@ class TestExtraction:
         with pytest.raises(DataError, match="there is no clip"):
             extract({}, self.extractor())
 
-    def test_nan_is_an_error(self, tmp_path: Path) -> None:
-        broken = Extractor(self.protocol, lambda pictures: np.full((3, 2), np.nan))
-        with pytest.raises(NonFiniteError, match="not numbers"):
-            extract({"a": counting_clip(tmp_path / "a.mp4", 5)}, broken)
+    def test_nan_is_a_reason(self, tmp_path: Path) -> None:
+        clips = {f"{n}.mp4": counting_clip(tmp_path / f"{n}.mp4", n) for n in (5, 6)}
+        values = iter([np.nan, 1.0])
+        broken = Extractor(self.protocol, lambda pictures: np.full((3, 2), next(values)))
+        found = extract(clips, broken, FeatureCache(tmp_path / "cache"))
+        assert found.failed == {"5.mp4": "clip gives features that are not finite numbers"}
+        assert found.files == ("6.mp4",)
+        assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
 
     @pytest.mark.parametrize(
         "change",

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reelign.errors import ClipError, ConfigError, DataError, NonFiniteError
+from reelign.errors import ClipError, ConfigError, DataError
 from reelign.metrics.frechet import Features
 from reelign.video_decode import FrameStream
 from reelign.video_io import replacing
@@ -48,8 +48,10 @@ class FrameChoice:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.choice not in ("first", "even") or (self.fps is not None and not self.fps > 0):
-            raise ConfigError(f"a choice of frames is at least 1, first or even, at a rate above 0; got {self}")
+        counts = isinstance(self.frames, int) and self.frames >= 1
+        rate = self.fps is None or (isinstance(self.fps, (int, float)) and self.fps > 0)
+        if not (counts and rate and self.choice in ("first", "even")):
+            raise ConfigError(f"frames are a whole number from 1, first or even, at a rate above 0; got {self}")
         if self.choice == "even" and self.fps is not None:
             raise ConfigError(f"frames spread evenly have no rate of their own; got fps={self.fps:g}: choose 'first'")
 
@@ -243,7 +245,6 @@ def extract(
 
     Raises:
         DataError: no clip gave features; the message has the first reason.
-        NonFiniteError: a feature is not a number.
     """
     cache, protocol = cache or FeatureCache(None), extractor.protocol
     rows: dict[str, tuple[str, Features]] = {}
@@ -272,5 +273,5 @@ def extract(
 def _compute(extractor: Extractor, path: Path) -> Features:
     values = np.asarray(extractor.run(read_frames(path, extractor.protocol.frames)), np.float64)
     if not np.isfinite(values).all():
-        raise NonFiniteError(f"{path}: {extractor.protocol.family} gives features that are not numbers; check its file")
+        raise ClipError(f"{path}: {extractor.protocol.family} gives features that are not finite numbers")
     return values

@@ -102,6 +102,7 @@ def i3d_extractor(
         ConfigError: no such way, or too few frames.
         ModelError: the file cannot be loaded, or is not such a network.
     """
+    choice = FrameChoice(frames, "first", fps)
     if way not in ("google", "stylegan"):
         raise ConfigError(f"frames reach I3D the 'google' or the 'stylegan' way; got {way!r}")
     if frames < I3D_LEAST:
@@ -117,9 +118,7 @@ def i3d_extractor(
         "google": "stretched to 224×224, TensorFlow 1 bilinear, [−1,1]",
         "stylegan": "short side to 224, bilinear, centre crop, [−1,1]",
     }[way]
-    protocol = FeatureProtocol(
-        "i3d", model, weights, "Kinetics-400 logits", preprocessing, (I3D_SIDE,) * 2, FrameChoice(frames, "first", fps)
-    )
+    protocol = FeatureProtocol("i3d", model, weights, "Kinetics-400 logits", preprocessing, (I3D_SIDE,) * 2, choice)
     return Extractor(protocol, run)
 
 
@@ -185,6 +184,7 @@ def vjepa_extractor(model: str, device: str = "cpu", frames: int = 16) -> Extrac
         ConfigError: ``frames`` is not a multiple of its tubelet.
         ModelError: it cannot be loaded whole.
     """
+    choice = FrameChoice(frames)
     pooled = "VJEPA2ForVideoClassification" in (_config(model).architectures or [])
     network = load_whole(VJEPA2ForVideoClassification if pooled else VJEPA2Model, model).to(device)
     config = network.config
@@ -201,7 +201,7 @@ def vjepa_extractor(model: str, device: str = "cpu", frames: int = 16) -> Extrac
         return _rows(_call(model, lambda: network.pooler(tokens)), 1, config.hidden_size, model)
 
     feature = "attentive pooler" if pooled else "mean of tokens"
-    return _extractor("vjepa", model, network, feature, preprocess, FrameChoice(frames), run)
+    return _extractor("vjepa", model, network, feature, preprocess, choice, run)
 
 
 def clip_extractor(model: str = "zoo:tiny-clip", device: str = "cpu", frames: int = 8) -> Extractor:

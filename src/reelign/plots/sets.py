@@ -95,12 +95,12 @@ def _draw_score(axes: Axes, change: ScoreChange, before: np.ndarray, after: np.n
     both = np.concatenate([before, after])
     span = float(both.max() - both.min()) or max(abs(float(both[0])), 1.0) * 0.1
     edges = np.linspace(both.min() - 0.02 * span, both.max() + 0.02 * span, BINS + 1).tolist()
-    for values, colour, label in ((before, INK, "reference"), (after, ACCENT, "clips")):
+    sides = ((before, change.before, INK, "reference"), (after, change.after, ACCENT, "clips"))
+    for values, mean, colour, label in sides:
         axes.hist(values, edges, color=colour, alpha=0.4, label=label, weights=np.full(len(values), 1 / len(values)))
-        axes.axvline(values.mean(), color=colour, linewidth=1.6)
-    axes.axvspan(
-        before.mean() + change.low, before.mean() + change.high, color=ACCENT, alpha=0.15, linewidth=0, zorder=0
-    )
+        axes.axvline(mean, color=colour, linewidth=1.6)
+    low, high = change.before + change.low, change.before + change.high
+    axes.axvspan(low, high, color=ACCENT, alpha=0.15, linewidth=0, zorder=0)
     title = f"{change.metric}\n{change.delta:+.3g} [{change.low:+.3g}, {change.high:+.3g}] {change.kind}"
     axes.set_title(title, loc="left", fontsize=8, color=INK)
     axes.set_yticks([])

@@ -27,7 +27,9 @@ def reject(
     ] = None,
     limits: Annotated[Path | None, typer.Option(help="Limits saved before.")] = None,
     save_limits: Annotated[Path | None, typer.Option(help="Save the limits as JSON.")] = None,
-    metrics: Annotated[str, typer.Option(help="Directed metrics, separated by commas; default: every known one.")] = "",
+    metrics: Annotated[
+        str, typer.Option(help="Directed metrics, separated by commas; default: the standard ones.")
+    ] = "",
     frames: Annotated[
         int | None, typer.Option(help="Frames every take must have; default: its group's majority.")
     ] = None,

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reelign.errors import DataError
 from reelign.selection.advice import advise, compared
-from reelign.selection.directed import DIRECTED
+from reelign.selection.directed import DIRECTED, STANDARD
 from reelign.selection.gates import BROKEN, Finding, GateOptions, apply_gates
 from reelign.selection.outliers import MIN_COHORT, Directed, Limits, bad_z, calibrate, cohorts, outliers
 from reelign.video_io import replacing
@@ -43,7 +43,7 @@ class RejectOptions(BaseModel):
         gates: limits of the gates.
         level: chance that an untouched take is called an outlier; of advice, that an ordinary one is flagged.
         cohort: takes that a cohort needs before anybody in it can be an outlier.
-        columns: directed metrics to look at; None is every known one.
+        columns: directed metrics to look at; None is the standard ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -164,8 +164,7 @@ def directed(names: Sequence[str] | None) -> Mapping[str, Directed]:
     Raises:
         DataError: a name without a known bad side.
     """
-    if names is None:
-        return DIRECTED
+    names = STANDARD if names is None else names
     if unknown := [name for name in names if name not in DIRECTED]:
         raise DataError(f"a take is rejected on metrics with a known bad side, {', '.join(DIRECTED)}; got {unknown}")
     return {name: DIRECTED[name] for name in names}

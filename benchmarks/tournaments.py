@@ -31,11 +31,12 @@ from reelign.selection.judge_calibration import calibrate
 from reelign.selection.judge_split import rotations
 from reelign.selection.labels import pairs_from_best
 from reelign.selection.schemes import SCHEMES, Ledger, Scheme, play
-from reelign.selection.tournament import informative_pairs, run_groups
+from reelign.selection.tournament import Standing, fit_sharpness, informative_pairs, run_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "selfplay_takes"
 OUT = ROOT / "benchmarks" / "results" / "tournaments.json"
+PARTS = ("selfplay_takes", "like_selfplay", "noise")
 MODELS = ("bradley_terry", "boosting", "forest")
 TAKES, DEVIATIONS = 16, (1.0, 2.0)
 console = Console(width=140)
@@ -77,17 +78,22 @@ def like_selfplay(groups: int, seed: int, size: int = 8) -> tuple[pd.DataFrame, 
     return takes.assign(file=takes["take"] + ".mp4"), best
 
 
-def learned(pairs: Pairs, groups: list[str], model: str, seed: int) -> Any:
-    """A judge of these groups, calibrated on rotations inside them."""
+def learned(pairs: Pairs, groups: list[str], best: dict[str, str], model: str, seed: int) -> tuple[Any, float]:
+    """A judge of these groups and its sharpness, both calibrated on rotations inside them."""
     config = JudgeConfig(model=model, seed=seed)
-    raw, truth = [], []
+    raw, truth, inner = [], [], []
     for split in rotations(groups, 4, seed):
-        inner, held = fit_model(pairs, split.train + split.validation, config), pairs.of(split.test, decided=True)
-        raw.append(inner.raw(*pairs.sides(held)))
+        judge, held = fit_model(pairs, split.train + split.validation, config), pairs.of(split.test, decided=True)
+        raw.append(judge.raw(*pairs.sides(held)))
         truth.append(pairs.truth[held] == "left")
-    return replace(
-        fit_model(pairs, groups, config), calibration=calibrate(np.concatenate(raw), np.concatenate(truth), "slope")
-    )
+        inner.append((judge, split.test))
+    calibration = calibrate(np.concatenate(raw), np.concatenate(truth), "slope")
+    standings: dict[str, Standing] = {}
+    for judge, test in inner:
+        members = pairs.takes[pairs.takes["group"].isin(test)]
+        standings.update(run_groups(members, replace(judge, calibration=calibration), "round_robin"))
+    sharpness = fit_sharpness(standings, {group: best[group] for group in groups})
+    return replace(fit_model(pairs, groups, config), calibration=calibration), sharpness
 
 
 def folds(takes: pd.DataFrame, held_out: set[str] | None) -> Iterator[tuple[list[str], list[str]]]:
@@ -171,14 +177,16 @@ def judged(
         for seed in range(1 if model != "forest" else max(1, seeds // 4)):
             standings: dict[str, dict[str, Any]] = {scheme: {} for scheme in SCHEMES}
             for training, test in folds(takes, held_out):
-                judge = learned(pairs, training, model, seed)
+                judge, sharpness = learned(pairs, training, best, model, seed)
                 for scheme in SCHEMES:
-                    standings[scheme].update(run_groups(takes[takes["group"].isin(test)], judge, scheme))
+                    members = takes[takes["group"].isin(test)]
+                    standings[scheme].update(run_groups(members, judge, scheme, sharpness=sharpness))
             for scheme, played in standings.items():
                 table = worth(takes, best, {group: s.takes[s.order[0]] for group, s in played.items()})
                 found[scheme].append(table)
                 stated = {group: s.confidence()[s.order[0]] for group, s in played.items()}
-                sure[scheme].append(table.assign(stated=pd.Series(stated)))
+                blunt = {group: replace(s, sharpness=1.0).confidence()[s.order[0]] for group, s in played.items()}
+                sure[scheme].append(table.assign(stated=pd.Series(stated), unfitted=pd.Series(blunt)))
                 made[scheme] = float(np.mean([s.comparisons for s in played.values()]))
         for scheme in SCHEMES:
             rows.append(summary(f"{model}, {scheme}", found[scheme], published[False], comparisons=made[scheme]))
@@ -194,6 +202,7 @@ def confidence(table: pd.DataFrame) -> dict[str, Any]:
     right = [name for name in ("labelled", "best") if name in table]
     return {
         "stated": float(table["stated"].mean()),
+        **({"stated_unfitted": float(table["unfitted"].mean())} if "unfitted" in table else {}),
         **{name: float(table[name].mean()) for name in right},
         **{f"brier_{name}": float(((table["stated"] - table[name]) ** 2).mean()) for name in right},
         "thirds": [[float(third[name].mean()) for name in ("stated", *right)] for third in thirds],
@@ -330,30 +339,36 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def keep(path: Path, part: str, found: dict[str, Any]) -> None:
+    """Put one part into the file of results; the others stay."""
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**results, part: found}, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, default=8, help="forests of the published selector, which has no seed")
     parser.add_argument("--repeats", type=int, default=600, help="tournaments in noise")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    rows, calibrated = judged(*selfplay(), None, arguments.seeds)
-    show("selfplay_takes (synthetic), 24 groups of 8", rows)
-    takes, best = like_selfplay(360, seed=1)
-    held_out = set(sorted(best)[60:])
-    more_rows, more_calibrated = judged(takes, best, held_out, max(1, arguments.seeds // 4))
-    show("300 test groups of a model like it, 60 to train on", more_rows)
-    noise, shortest = noise_table(arguments.repeats)
-    results = {
-        "selfplay_takes": {"synthetic": True, "selectors": rows, "confidence": calibrated},
-        "like_selfplay": {"synthetic": True, "selectors": more_rows, "confidence": more_calibrated},
-        "noise": {"takes": TAKES, "repeats": arguments.repeats, "schemes": noise, "halving_for_round_robin": shortest},
-    }
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-    for deviation, found in shortest.items():
-        console.print(
-            f"sd {deviation}: a round robin of 120 loses {found['round_robin']:.3f}; successive halving needs "
-            f"{found['equal_from']} comparisons, and is surely no worse from {found['surely_no_worse_from']}"
-        )
+    if "selfplay_takes" in arguments.parts:
+        rows, sure = judged(*selfplay(), None, arguments.seeds)
+        keep(arguments.out, "selfplay_takes", {"synthetic": True, "selectors": rows, "confidence": sure})
+        show("selfplay_takes (synthetic), 24 groups of 8", rows)
+    if "like_selfplay" in arguments.parts:
+        takes, best = like_selfplay(360, seed=1)
+        rows, sure = judged(takes, best, set(sorted(best)[60:]), max(1, arguments.seeds // 4))
+        keep(arguments.out, "like_selfplay", {"synthetic": True, "selectors": rows, "confidence": sure})
+        show("300 test groups of a model like it, 60 to train on", rows)
+    if "noise" in arguments.parts:
+        rows, shortest = noise_table(arguments.repeats)
+        keep(arguments.out, "noise", {"takes": TAKES, "schemes": rows, "halving_for_round_robin": shortest})
+        for deviation, found in shortest.items():
+            console.print(
+                f"sd {deviation}: a round robin of 120 loses {found['round_robin']:.3f}; successive halving needs "
+                f"{found['equal_from']} comparisons, and is surely no worse from {found['surely_no_worse_from']}"
+            )
 
 
 if __name__ == "__main__":

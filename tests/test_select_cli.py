@@ -225,6 +225,16 @@ def test_the_command_from_folder_to_folder(folder: TakesFolder, tmp_path: Path) 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_file_that_changed_is_not_the_take_that_won(folder: TakesFolder, tmp_path: Path) -> None:
+    folder.locate("0/2.mp4").write_bytes(folder.locate("0/1.mp4").read_bytes())
+    said = run(folder.path, "--columns", "clip", "--out", tmp_path / "w")
+    assert "2 winners have no clip in the folder" in said
+    winners = pd.read_csv(tmp_path / "w" / "winners.csv", keep_default_na=False).set_index("file")
+    assert winners.loc["0/2.mp4", ["clip", "note"]].tolist() == ["", "no clip: the file changed since it was scored"]
+    assert winners.loc["2/2.mp4", ["clip", "note"]].tolist() == ["", "no clip: the file is not there"]
+    assert [path.name[:6] for path in sorted((tmp_path / "w").glob("*.mp4"))] == ["0001-b"]
+
+
 def test_rejections_are_obeyed_unless_told_otherwise(folder: TakesFolder, tmp_path: Path) -> None:
     takes = folder.takes()
     refused = takes[takes["file"].isin(["0/2.mp4", "1/0.mp4", "1/1.mp4", "1/2.mp4"])]["take"]
@@ -265,6 +275,7 @@ def test_labels_and_schemes_from_the_command(folder: TakesFolder, tmp_path: Path
         (("--columns", "clip", "--diverse", "all"), "--per-group 1"),
         (("--columns", "clip", "--best-of", "clip"), "cannot tell"),
         (("--judge", "nowhere"), "nowhere"),
+        (("--labels", "nowhere.csv"), "there is no 'nowhere.csv'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(folder: TakesFolder, tmp_path: Path, arguments, message) -> None:

@@ -30,7 +30,10 @@ def select(
         str | None,
         typer.Option(help="Judge by scores instead: 'clip=1,motion_smoothness=0.5'; negative: less is better."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Judge by people's choices alone: .csv or .parquet.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Judge by people's choices alone: a .csv, .parquet or .sqlite, or a database URL."),
+    ] = None,
     axis: Annotated[str, typer.Option(help="With --labels: the question they answered.")] = "overall",
     scheme: Annotated[str, typer.Option(help="elimination, swiss, halving or round_robin.")] = "halving",
     comparisons: Annotated[int | None, typer.Option(help="Comparisons for each group, at most.", min=1)] = None,
@@ -70,9 +73,8 @@ def select(
     _show(selection, out)
 
 
-def _jury(folder: TakesFolder, judge: Path | None, columns: str | None, labels: Path | None, axis: str) -> Jury:
+def _jury(folder: TakesFolder, judge: Path | None, columns: str | None, labels: str | None, axis: str) -> Jury:
     from reelign.selection.choose import Jury, parse_weights
-    from reelign.selection.labels import read_labels
 
     if sum(option is not None for option in (judge, columns, labels)) != 1:
         raise ConfigError(
@@ -82,15 +84,35 @@ def _jury(folder: TakesFolder, judge: Path | None, columns: str | None, labels: 
         from reelign.selection.judge_storage import load_judge
 
         learned = load_judge(judge)
-        return Jury(judge=learned, columns=learned.features.columns)
+        # Absent from the cards of judges that had too few groups with one best take.
+        sharpness = float(learned.card.get("sharpness") or 1.0)
+        return Jury(judge=learned, columns=learned.features.columns, sharpness=sharpness)
     if columns is not None:
         return Jury(weights=parse_weights(columns))
     assert labels is not None  # one of the three is there
-    table = read_labels(labels, folder.takes())
+    table = _labels(labels, folder)
     table = table[table["axis"] == axis]
     if not len(table):
         raise ConfigError(f"labels are of one axis; {labels} has none of {axis!r}: see its column axis")
     return Jury(labels=table)
+
+
+def _labels(place: str, folder: TakesFolder) -> DataFrame:
+    """Labels from a file, or from the review page's database."""
+    from reelign.selection.labels import read_labels
+
+    if "://" not in place:
+        if not Path(place).is_file():
+            raise ConfigError(f"labels are a .csv, .parquet or .sqlite file or a database URL; there is no {place!r}")
+        if Path(place).suffix in (".csv", ".parquet"):
+            return read_labels(Path(place), folder.takes())
+    from reelign.review.database import LabelStore
+
+    store = LabelStore.open(place)
+    try:
+        return store.labels()
+    finally:
+        store.close()
 
 
 def _options(wide: DataFrame, per_group: int, diverse: str | None, min_confidence: float) -> WinnerOptions:
@@ -105,21 +127,25 @@ def _options(wide: DataFrame, per_group: int, diverse: str | None, min_confidenc
 
 
 def _show(selection: Selection, out: Path) -> None:
-    from reelign.selection.winners import CLOSE
+    import pandas as pd
 
-    winners = selection.winners
+    from reelign.selection.winners import CLOSE, TABLE
+
+    winners = pd.read_parquet(out / TABLE)  # as written: the notes also say which clips are not there
     more = f"the first {SHOWN} of {len(winners)}" if len(winners) > SHOWN else None
     table = Table("group", "winner", "confidence", "score", "comparisons", "note", caption=more)
     for row in winners.head(SHOWN).to_dict("records"):
         cells = (f"{row['confidence']:.2f}", f"{row['score']:+.2f}", str(row["comparisons"]), row["note"])
-        table.add_row(escape(row["group"]), escape(row["file"]), *cells)
+        table.add_row(escape(row["group"]), escape("/".join(Path(row["file"]).parts[-2:])), *cells)
     console.print(table)
     groups = winners["group"].nunique()
     console.print(f"{groups} of {groups + len(selection.without_winner)} groups have a winner")
     for row in selection.left_out[selection.left_out["take"] == ""].head(SHOWN).to_dict("records"):
         console.print(f"{row['group']}: {row['reason']}", style="yellow", markup=False, highlight=False)
-    if close := int((winners["note"] == CLOSE).sum()):
+    if close := int(winners["note"].str.startswith(CLOSE).sum()):
         console.print(f"{close} too close to call: compare them in a review")
+    if bare := int((winners["clip"] == "").sum()):
+        console.print(f"{bare} winners have no clip in the folder, see note", style="yellow")
     alone = selection.left_out[selection.left_out["take"] != ""]
     if len(alone):
         console.print(f"{len(alone)} takes did not compete, see left_out.csv")

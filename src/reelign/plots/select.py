@@ -50,7 +50,7 @@ def winners_sheet(winners: pd.DataFrame, locate: Callable[[str], Path], path: Pa
     for row, winner, runner_up in rows:
         note = f"   {row['note']}" if row["note"] else ""
         draw.text((MARGIN, y), _cut(draw, _title(row), font, width - 2 * MARGIN), TEXT, font)
-        words = f"confidence {row['confidence']:.2f}, {row['comparisons']} comparisons"
+        words = f"confidence {row['confidence']:.2f}, comparisons: {row['comparisons']}"
         draw.text((MARGIN, y + LINE), words, FAINT, small)
         draw.text((MARGIN + draw.textlength(words, small), y + LINE), note, WARN, small)
         page.paste(winner, (MARGIN, y + 2 * LINE))

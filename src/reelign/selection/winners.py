@@ -26,6 +26,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from reelign.checkpoint import digest
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import DataError, RunFolderError
 from reelign.selection.diversity import diverse, standard_features
@@ -47,6 +48,7 @@ COLUMNS = (
 )
 LEFT_OUT = ("group", "take", "reason")
 CLOSE, ONLY = "too close to call", "only take of its group"
+GONE, CHANGED = "no clip: the file is not there", "no clip: the file changed since it was scored"
 TABLE = "winners.parquet"
 LONGEST_NAME = 60  # characters of a group in a file name
 
@@ -114,7 +116,7 @@ def candidates(
     if rejected is not None:
         why = _reasons(rejected)
         refused = wide["take"].isin(why.index)
-        reasons[refused] = "rejected: " + wide["take"].map(why)[refused]
+        reasons[refused] = "rejected: " + wide.loc[refused, "take"].map(why).astype(str)
     out = reasons != ""
     left_out = wide[out][["group", "take"]].assign(reason=reasons[out])
     return wide[~out], left_out[list(LEFT_OUT)].reset_index(drop=True)
@@ -211,7 +213,8 @@ def write_winners(selection: Selection, locate: Callable[[str], Path], out: str 
         copy: copy clips even where a hard link would do.
 
     Returns:
-        ``out``. Its tables have one more column, ``clip``: the name in the folder, empty where no clip is there.
+        ``out``. Its tables have one more column, ``clip``: the name in the folder, empty where the file is gone or is
+        no longer the take that was judged; ``note`` says which.
 
     Raises:
         RunFolderError: ``out`` holds something else, or cannot be written.
@@ -235,14 +238,17 @@ def write_winners(selection: Selection, locate: Callable[[str], Path], out: str 
 
 
 def _fill(part: Path, selection: Selection, locate: Callable[[str], Path], copy: bool) -> None:
-    names = []
+    names, notes = [], []
     for number, row in enumerate(selection.winners.to_dict("records")):
         source = locate(row["file"])
-        name = f"{number:04d}-{safe_name(row['group'])}-{row['take'][:8]}{source.suffix.lower()}"
-        names.append(name if source.is_file() else "")
-        if names[-1]:
-            _place(source, part / name, copy)
-    winners = selection.winners.assign(clip=names)
+        trouble = GONE if not source.is_file() else CHANGED if digest(source) != row["take"] else ""
+        names.append(
+            "" if trouble else f"{number:04d}-{safe_name(row['group'])}-{row['take'][:8]}{source.suffix.lower()}"
+        )
+        notes.append("; ".join(filter(None, (row["note"], trouble))))
+        if not trouble:
+            _place(source, part / names[-1], copy)
+    winners = selection.winners.assign(clip=names, note=notes)
     winners.to_parquet(part / TABLE, index=False)
     winners.to_csv((part / TABLE).with_suffix(".csv"), index=False)
     selection.left_out.to_csv(part / "left_out.csv", index=False)

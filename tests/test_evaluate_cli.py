@@ -21,6 +21,7 @@ from reelign.cli.evaluate import evaluate
 from reelign.datasets.moving_shapes import MovingShapes, ShapeSpec
 from reelign.errors import ConfigError, DataError, ModelError, ReelignError, RunFolderError, UnknownNameError
 from reelign.metrics.feature_sets import content_hash
+from reelign.metrics.paired_files import compare_files
 from reelign.plots.sets import evaluation_figure
 from reelign.selection.takes import TakesFolder
 from reelign.video_io import find_clips, write_clip
@@ -260,3 +261,14 @@ def test_real_clips(cache: Path, tmp_path: Path) -> None:
 def test_a_figure_of_nothing_is_refused() -> None:
     with pytest.raises(DataError, match="at least one number"):
         evaluation_figure(())
+
+
+def test_pairs_need_one_name_each(sides: tuple[Path, Path]) -> None:
+    clip = sides[0] / "0.mp4"
+    with pytest.raises(DataError, match="reference have two 'x/a': rename one"):
+        compare_files({"x/a.mp4": clip, "x/a.webm": clip}, {"x/a.mp4": clip})
+    with pytest.raises(DataError, match="'a' and its like are on one side only"):
+        compare_files({"a.mp4": clip}, {"b.mp4": clip})
+    (row,) = compare_files({"a.mp4": clip}, {"a.mov": sides[1] / "broken.mp4"}).to_dict("records")
+    assert "empty file" in row["reason"]
+    assert np.isnan(row["ssim"])

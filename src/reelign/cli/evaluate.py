@@ -54,12 +54,11 @@ def evaluate(
     from reelign.metrics.set_comparison import Options
     from reelign.metrics.set_evaluation import Plan
     from reelign.metrics.set_evaluation import evaluate as compare
-    from reelign.metrics.set_results import against, check_writable, save
+    from reelign.metrics.set_results import against, check_writable, read_distances, save
     from reelign.plots.sets import evaluation_figure, save_evaluation
 
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     plan = Plan(
-        metrics=names,
+        metrics=tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip())),
         models=_models(model or []),
         settings=_settings(override or []),
         options=Options(clips=most, halves=halves, seed=seed),
@@ -67,6 +66,7 @@ def evaluate(
         cache=cache or default_cache(),
         paired=paired,
     )
+    known = read_distances(earlier) if earlier else {}
     check_writable(out)
     with Progress(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def evaluate(
     if evaluation.distances or any(change.kind != "undefined" for change in evaluation.scores):
         saved += save_evaluation(evaluation_figure(evaluation.distances, evaluation.scores, evaluation.tables), out)
     _show(evaluation)
-    _show_earlier(against(evaluation, earlier) if earlier else [])
+    _show_earlier(against(evaluation.distances, known) if earlier else [])
     console.print(f"saved: {out} ({', '.join(path.name for path in saved)})", soft_wrap=True, markup=False)
 
 

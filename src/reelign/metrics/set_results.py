@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,28 +118,31 @@ def as_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def against(evaluation: Evaluation, earlier: Path) -> list[tuple[SetDistance, SetDistance | None, str]]:
-    """Each set metric beside its value in an earlier ``evaluation.json``.
-
-    Returns:
-        The distance, the earlier one where the two are comparable, and the reason where they are not.
+def read_distances(path: Path) -> dict[str, SetDistance]:
+    """Metric to result, of an ``evaluation.json``.
 
     Raises:
         DataError: the file is not one that ``save`` wrote.
     """
     try:
-        found = json.loads(earlier.read_text(encoding="utf-8"))["distances"]
+        found = json.loads(path.read_text(encoding="utf-8"))["distances"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"an earlier evaluation is a file evaluation.json; cannot read {earlier}: {error}") from error
-    known = {distance.metric: distance for distance in map(from_json, found)}
+        raise DataError(f"an earlier evaluation is a file evaluation.json; cannot read {path}: {error}") from error
+    return {distance.metric: distance for distance in map(from_json, found)}
+
+
+def against(
+    distances: Iterable[SetDistance], earlier: Mapping[str, SetDistance]
+) -> list[tuple[SetDistance, SetDistance | None, str]]:
+    """Each set metric, its earlier value where the two are comparable, and the reason where they are not."""
     rows: list[tuple[SetDistance, SetDistance | None, str]] = []
-    for distance in evaluation.distances:
-        if distance.metric not in known:
+    for distance in distances:
+        if distance.metric not in earlier:
             rows.append((distance, None, "the earlier evaluation has no such metric"))
             continue
         try:
-            comparable(distance, known[distance.metric])
-            rows.append((distance, known[distance.metric], ""))
+            comparable(distance, earlier[distance.metric])
+            rows.append((distance, earlier[distance.metric], ""))
         except DataError as error:
             rows.append((distance, None, str(error)))
     return rows

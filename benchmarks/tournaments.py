@@ -6,7 +6,8 @@
 3. Sixteen takes, one true strength each, votes drawn from Bradley-Terry: how good is each scheme's winner for how many
    comparisons, how many does successive halving need for the regret of a round robin, and is the confidence right.
 
-Run: ``python benchmarks/tournaments.py`` (minutes on one core); writes benchmarks/results/tournaments.json.
+Run: ``python benchmarks/tournaments.py`` (minutes on one core); writes benchmarks/results/tournaments.json and
+docs/assets/tournaments.png.
 """
 
 from __future__ import annotations
@@ -18,24 +19,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from published_selector import FEATURES, decisions, one_sided_bracket, train
 from rich.console import Console
 from rich.table import Table
 
 from reelign.metrics.statistics import bootstrap_interval
+from reelign.plots.curves import ACCENT, INK, STYLE, plain_axes
 from reelign.selection.bradley_terry import posterior_draws, probability_top
 from reelign.selection.judge import JudgeConfig, Pairs, fit_model, make_pairs
 from reelign.selection.judge_calibration import calibrate
 from reelign.selection.judge_split import rotations
 from reelign.selection.labels import pairs_from_best
 from reelign.selection.schemes import SCHEMES, Ledger, Scheme, play
-from reelign.selection.tournament import Standing, fit_sharpness, informative_pairs, run_groups
+from reelign.selection.tournament import informative_pairs, run_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "selfplay_takes"
 OUT = ROOT / "benchmarks" / "results" / "tournaments.json"
+PICTURE = ROOT / "docs" / "assets" / "tournaments.png"
 PARTS = ("selfplay_takes", "like_selfplay", "noise")
 MODELS = ("bradley_terry", "boosting", "forest")
 TAKES, DEVIATIONS = 16, (1.0, 2.0)
@@ -78,22 +84,16 @@ def like_selfplay(groups: int, seed: int, size: int = 8) -> tuple[pd.DataFrame, 
     return takes.assign(file=takes["take"] + ".mp4"), best
 
 
-def learned(pairs: Pairs, groups: list[str], best: dict[str, str], model: str, seed: int) -> tuple[Any, float]:
-    """A judge of these groups and its sharpness, both calibrated on rotations inside them."""
+def learned(pairs: Pairs, groups: list[str], model: str, seed: int) -> Any:
+    """A judge of these groups, calibrated on rotations inside them."""
     config = JudgeConfig(model=model, seed=seed)
-    raw, truth, inner = [], [], []
+    raw, truth = [], []
     for split in rotations(groups, 4, seed):
         judge, held = fit_model(pairs, split.train + split.validation, config), pairs.of(split.test, decided=True)
         raw.append(judge.raw(*pairs.sides(held)))
         truth.append(pairs.truth[held] == "left")
-        inner.append((judge, split.test))
     calibration = calibrate(np.concatenate(raw), np.concatenate(truth), "slope")
-    standings: dict[str, Standing] = {}
-    for judge, test in inner:
-        members = pairs.takes[pairs.takes["group"].isin(test)]
-        standings.update(run_groups(members, replace(judge, calibration=calibration), "round_robin"))
-    sharpness = fit_sharpness(standings, {group: best[group] for group in groups})
-    return replace(fit_model(pairs, groups, config), calibration=calibration), sharpness
+    return replace(fit_model(pairs, groups, config), calibration=calibration)
 
 
 def folds(takes: pd.DataFrame, held_out: set[str] | None) -> Iterator[tuple[list[str], list[str]]]:
@@ -177,16 +177,15 @@ def judged(
         for seed in range(1 if model != "forest" else max(1, seeds // 4)):
             standings: dict[str, dict[str, Any]] = {scheme: {} for scheme in SCHEMES}
             for training, test in folds(takes, held_out):
-                judge, sharpness = learned(pairs, training, best, model, seed)
+                judge = learned(pairs, training, model, seed)
                 for scheme in SCHEMES:
                     members = takes[takes["group"].isin(test)]
-                    standings[scheme].update(run_groups(members, judge, scheme, sharpness=sharpness))
+                    standings[scheme].update(run_groups(members, judge, scheme))
             for scheme, played in standings.items():
                 table = worth(takes, best, {group: s.takes[s.order[0]] for group, s in played.items()})
                 found[scheme].append(table)
                 stated = {group: s.confidence()[s.order[0]] for group, s in played.items()}
-                blunt = {group: replace(s, sharpness=1.0).confidence()[s.order[0]] for group, s in played.items()}
-                sure[scheme].append(table.assign(stated=pd.Series(stated), unfitted=pd.Series(blunt)))
+                sure[scheme].append(table.assign(stated=pd.Series(stated)))
                 made[scheme] = float(np.mean([s.comparisons for s in played.values()]))
         for scheme in SCHEMES:
             rows.append(summary(f"{model}, {scheme}", found[scheme], published[False], comparisons=made[scheme]))
@@ -202,7 +201,6 @@ def confidence(table: pd.DataFrame) -> dict[str, Any]:
     right = [name for name in ("labelled", "best") if name in table]
     return {
         "stated": float(table["stated"].mean()),
-        **({"stated_unfitted": float(table["unfitted"].mean())} if "unfitted" in table else {}),
         **{name: float(table[name].mean()) for name in right},
         **{f"brier_{name}": float(((table["stated"] - table[name]) ** 2).mean()) for name in right},
         "thirds": [[float(third[name].mean()) for name in ("stated", *right)] for third in thirds],
@@ -345,6 +343,36 @@ def keep(path: Path, part: str, found: dict[str, Any]) -> None:
     path.write_text(json.dumps({**results, part: found}, indent=1, sort_keys=True) + "\n")
 
 
+def draw(noise: dict[str, Any], path: Path) -> None:
+    """Regret of halving beside the round robin's, and stated confidence against the share that is right."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for deviation, colour in zip(DEVIATIONS, (ACCENT, INK), strict=True):
+            found = noise["halving_for_round_robin"][f"{deviation:g}"]
+            made, regret = ([point[name] for point in found["curve"]] for name in ("comparisons", "regret"))
+            left.plot(made, regret, color=colour, marker=".", label=f"halving, strengths of deviation {deviation:g}")
+            left.axhline(found["round_robin"], color=colour, linestyle="--", linewidth=1)
+            thirds = [
+                third
+                for row in noise["schemes"]
+                if row["deviation"] == deviation
+                for third in row["confidence"]["thirds"]
+            ]
+            right.scatter(*zip(*thirds, strict=True), s=12, color=colour, label=f"deviation {deviation:g}")
+        left.plot([], [], color=INK, linestyle="--", linewidth=1, label="round robin of 120")
+        right.plot([0.2, 1], [0.2, 1], color=INK, linewidth=1, alpha=0.5)
+        left.set_title("regret of the winner, in logits", loc="left", fontsize=9, color=INK)
+        right.set_title("share of winners that are the best", loc="left", fontsize=9, color=INK)
+        for axes, label in ((left, "comparisons of 16 takes"), (right, "stated confidence, thirds of every scheme")):
+            plain_axes(axes)
+            axes.set_xlabel(label, fontsize=8, color=INK)
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        left.set_ylim(0, None)
+        right.xaxis.set_major_locator(MaxNLocator(5))
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -363,7 +391,9 @@ def main() -> None:
         show("300 test groups of a model like it, 60 to train on", rows)
     if "noise" in arguments.parts:
         rows, shortest = noise_table(arguments.repeats)
-        keep(arguments.out, "noise", {"takes": TAKES, "schemes": rows, "halving_for_round_robin": shortest})
+        noise = {"takes": TAKES, "schemes": rows, "halving_for_round_robin": shortest}
+        keep(arguments.out, "noise", noise)
+        draw(noise, PICTURE)
         for deviation, found in shortest.items():
             console.print(
                 f"sd {deviation}: a round robin of 120 loses {found['round_robin']:.3f}; successive halving needs "

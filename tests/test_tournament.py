@@ -16,7 +16,6 @@ from reelign.selection.schemes import SCHEMES, Ledger, _circle, named, play
 from reelign.selection.tournament import (
     ColumnJudge,
     column_judge,
-    fit_sharpness,
     run_groups,
     standings_from_labels,
     symmetric,
@@ -283,34 +282,26 @@ def test_confidence_of_beliefs_is_luces_choice() -> None:
     assert standing.beats(2, 1) == pytest.approx(5 / 7, abs=0.02)
 
 
-def test_sharpness_is_found_again_and_makes_confidence_right() -> None:
-    """Choices drawn with e^{0.4·u}: a judge whose strengths are 2.5 times too large is told so."""
+def test_confidence_is_right_where_the_judge_is_calibrated_on_pairs_with_the_chosen_take() -> None:
+    """Choices drawn with e^u: the slope that (chosen, other) pairs give makes the confidence of groups right too."""
     random, frames, chosen = np.random.default_rng(3), {}, {}
     for g in range(500):
-        u = random.normal(0, 1.2, 5)
-        frames[f"{g:03d}"] = list(u)
-        chosen[f"{g:03d}"] = f"{g:03d}{int(np.argmax(0.4 * u + random.gumbel(size=5)))}"
-    plain = run_groups(table(frames), Leaning(), "round_robin")
-    sharpness = fit_sharpness(plain, chosen)
-    assert sharpness == pytest.approx(0.4, abs=0.1)  # the error of 500 choices is 0.045
-    fitted = run_groups(table(frames), Leaning(), "round_robin", sharpness=sharpness)
-    right = np.mean([s.takes[s.order[0]] == chosen[g] for g, s in fitted.items()])
-    stated = [np.mean([s.confidence()[s.order[0]] for s in some.values()]) for some in (fitted, plain)]
-    assert stated[0] == pytest.approx(right, abs=0.05)
-    assert stated[1] > right + 0.1
-    assert all(fitted[g].order == plain[g].order for g in plain)
-    assert fitted["000"].confidence(2).sum() == pytest.approx(2)
-
-
-def test_sharpness_by_hand_and_at_its_limits() -> None:
-    """One group of two, θ = ±a, the better one chosen: s·σ(−2sa)·2a = ln s, which has one root."""
-    standing = run_groups(table({"g": [0.0, 1.0]}), Leaning(), "round_robin")
-    s, a = fit_sharpness(standing, {"g": "g1"}), float(standing["g"].strengths.theta[1])
-    assert s * 2 * a / (1 + math.exp(2 * s * a)) == pytest.approx(math.log(s), abs=0.02)
-    assert fit_sharpness(standing, {"g": "g0"}) < 1 < s
-    for chosen in ({}, {"h": "x"}, {"g": "x"}):
-        with pytest.raises(DataError, match="sharpness is fitted to chosen takes"):
-            fit_sharpness(standing, chosen)
+        u = random.normal(0, 1, 6)
+        frames[f"{g:03d}"], chosen[f"{g:03d}"] = list(2.5 * u), f"{g:03d}{int(np.argmax(u + random.gumbel(size=6)))}"
+    frame = table(frames)
+    margins = [
+        rows.set_index("take").loc[chosen[g], "u"] - value
+        for g, rows in frame.groupby("group")
+        for take, value in zip(rows["take"], rows["u"], strict=True)
+        if take != chosen[g]
+    ]
+    slopes = np.linspace(0.05, 2, 400)
+    slope = slopes[int(np.argmin([np.logaddexp(0, -a * np.array(margins)).sum() for a in slopes]))]
+    assert slope == pytest.approx(0.4, abs=0.08)
+    played = run_groups(frame.assign(u=slope * frame["u"]), Leaning(), "round_robin")
+    right = np.mean([s.takes[s.order[0]] == chosen[g] for g, s in played.items()])
+    stated = np.mean([s.confidence()[s.order[0]] for s in played.values()])
+    assert stated == pytest.approx(right, abs=0.05)
 
 
 def test_missing_columns_of_the_frame_are_said() -> None:

@@ -84,9 +84,7 @@ def _jury(folder: TakesFolder, judge: Path | None, columns: str | None, labels: 
         from reelign.selection.judge_storage import load_judge
 
         learned = load_judge(judge)
-        # Absent from the cards of judges that had too few groups with one best take.
-        sharpness = float(learned.card.get("sharpness") or 1.0)
-        return Jury(judge=learned, columns=learned.features.columns, sharpness=sharpness)
+        return Jury(judge=learned, columns=learned.features.columns)
     if columns is not None:
         return Jury(weights=parse_weights(columns))
     assert labels is not None  # one of the three is there

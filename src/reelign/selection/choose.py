@@ -54,14 +54,12 @@ class Jury:
         weights: by score column; see ``column_judge``.
         labels: people's choices on one axis; see ``reelign.selection.labels``.
         columns: what ``judge`` looks at: a take without any of them does not compete, and none may be gold.
-        sharpness: of the judge's beliefs, where it was fitted to choices; see ``tournament.fit_sharpness``.
     """
 
     judge: Judge | None = None
     weights: Mapping[str, float] | None = None
     labels: pd.DataFrame | None = None
     columns: tuple[str, ...] = ()
-    sharpness: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse none and several."""
@@ -79,7 +77,7 @@ class Jury:
             return standings_from_labels(self.labels, takes)
         judge = self.judge if self.weights is None else column_judge(takes, self.weights)
         assert judge is not None  # __post_init__
-        return run_groups(takes, judge, play.scheme, play.comparisons, play.votes, play.seed, self.sharpness)
+        return run_groups(takes, judge, play.scheme, play.comparisons, play.votes, play.seed)
 
 
 def select_takes(

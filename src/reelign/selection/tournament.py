@@ -55,8 +55,6 @@ class Standing:
         strengths: the Bradley–Terry fit of all comparisons; with beliefs only its ``theta`` means anything.
         comparisons: how many were made.
         votes: whether outcomes were votes of a noisy judge, or beliefs.
-        sharpness: what strengths from beliefs are multiplied with to give the chances of choices; see
-            ``fit_sharpness``.
     """
 
     takes: tuple[str, ...]
@@ -64,13 +62,13 @@ class Standing:
     strengths: Strengths
     comparisons: int
     votes: bool
-    sharpness: float = 1.0
 
     def confidence(self, k: int = 1, seed: int = 0) -> Array:
         """Probability that each take is among the best k of its group, in the order of ``takes``; sums to k.
 
         From votes: the posterior of the strengths, which grows sharper with every vote. From beliefs: Luce's choice
-        probabilities e^{s·θ_i}/Σ e^{s·θ_j}, as good as judge and sharpness s are calibrated, and no better.
+        probabilities e^{θ_i}/Σ e^{θ_j}, under which a pair that holds the best take holds it on the left with
+        σ(θ_i − θ_j): what a judge of such pairs is calibrated to. It is as right as that calibration.
         """
         n = len(self.takes)
         if k >= n:
@@ -78,40 +76,17 @@ class Standing:
         draws = max(1000, min(DRAWS, MOST_DRAWS // n))
         if self.votes:
             return probability_top(posterior_draws(self.strengths, draws, seed), k)
-        theta = self.sharpness * self.strengths.theta
+        theta = self.strengths.theta
         if k == 1:
             share: Array = np.exp(theta - np.logaddexp.reduce(theta))
             return share
         return probability_top(luce_draws(theta, draws, seed), k)
 
     def beats(self, i: int, j: int) -> float:
-        """Probability that take i is better than take j: posterior from votes, σ(s·(θ_i − θ_j)) from beliefs."""
+        """Probability that take i is better than take j: posterior from votes, σ(θ_i − θ_j) from beliefs."""
         if self.votes:
             return self.strengths.beats(i, j)
-        margin = self.sharpness * float(self.strengths.theta[i] - self.strengths.theta[j])
-        return 1 / (1 + math.exp(-margin))
-
-
-def fit_sharpness(standings: Mapping[str, Standing], chosen: Mapping[str, str]) -> float:
-    """The s that maximises Σ_g ln(e^{s·θ_best}/Σ e^{s·θ_j}) − ½·(ln s)² over groups whose best take people chose.
-
-    A judge calibrated on pairs is too sure of whole groups: easy pairs set its scale, and the best take is decided
-    among the hardest. So s is fitted to choices, in groups the judge was not trained on; the prior keeps it finite.
-
-    Args:
-        standings: of beliefs, by group.
-        chosen: the best take of each group; groups without are left out.
-
-    Raises:
-        DataError: no group has a standing and a choice, or the chosen take is not of its group.
-    """
-    found = [(standings[g].strengths.theta, standings[g].takes, take) for g, take in chosen.items() if g in standings]
-    if not found or any(take not in takes for _, takes, take in found):
-        raise DataError(f"sharpness is fitted to chosen takes of groups that were played; got {len(found)} such groups")
-    margins = [theta - theta[takes.index(take)] for theta, takes, take in found]
-    scales = np.linspace(-4, 4, 801)
-    losses = [sum(np.logaddexp.reduce(math.exp(x) * m) for m in margins) + x * x / 2 for x in scales]
-    return math.exp(scales[int(np.argmin(losses))])
+        return 1 / (1 + math.exp(float(self.strengths.theta[j] - self.strengths.theta[i])))
 
 
 @dataclass(frozen=True)
@@ -192,7 +167,6 @@ def run_groups(
     comparisons: int | None = None,
     votes: bool = False,
     seed: int | None = None,
-    sharpness: float = 1.0,
 ) -> dict[str, Standing]:
     """A tournament in every group, all groups in step, so that the judge is asked once a round.
 
@@ -203,7 +177,6 @@ def run_groups(
         comparisons: for each group, at most; None is the scheme's own number.
         votes: whether the judge answers differently each time it is asked.
         seed: None orders the brackets by content hash; a number shuffles that order.
-        sharpness: of the judge; see ``fit_sharpness``.
 
     Returns:
         Group to standing, sorted by group; a group of one has no comparison.
@@ -228,7 +201,7 @@ def run_groups(
         for group, pairs in asked.items():
             ledgers[group].record(pairs, [float(next(outcomes)) for _ in pairs])
     return {
-        group: _standing(list(frame["take"].iloc[start[group]]), orders[group], ledgers[group], sharpness)
+        group: _standing(list(frame["take"].iloc[start[group]]), orders[group], ledgers[group])
         for group in sorted(start)
     }
 
@@ -268,14 +241,14 @@ def _advance(running: Mapping[str, Scheme], orders: dict[str, list[int]]) -> Ite
             orders[group] = end.value
 
 
-def _standing(takes: list[str], order: list[int], ledger: Ledger, sharpness: float = 1.0) -> Standing:
+def _standing(takes: list[str], order: list[int], ledger: Ledger) -> Standing:
     """With takes in the order of the ledger, sorted by hash in the result."""
     by_hash = sorted(range(len(takes)), key=takes.__getitem__)
     place = {old: new for new, old in enumerate(by_hash)}
     found = ledger.strengths()
     strengths = Strengths(found.theta[by_hash], found.covariance[np.ix_(by_hash, by_hash)], found.log_likelihood)
     hashes, positions = tuple(takes[i] for i in by_hash), tuple(place[i] for i in order)
-    return Standing(hashes, positions, strengths, ledger.comparisons, ledger.votes, sharpness)
+    return Standing(hashes, positions, strengths, ledger.comparisons, ledger.votes)
 
 
 def win_tables(labels: pd.DataFrame, takes: Sequence[str]) -> tuple[Array, Array]:

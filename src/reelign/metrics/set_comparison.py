@@ -112,7 +112,7 @@ class SetDistance:
         rows: features on each side: clips, or frames of all clips.
         length: d.
         protocol: of the features.
-        reference: SHA-256 over the contents of the reference clips used.
+        reference: SHA-256 over the contents of all reference clips, drawn or not.
         floor: the reference against itself.
         options: with which it was computed.
         warnings: what a reader must know, one sentence each.
@@ -189,7 +189,7 @@ def compare_sets(
     low, high = half_sample_interval(distance, base, drawn, options, random)
     floor = reference_floor(distance, len(reference.values), drawn, options.splits, random)
     rows, length = count * reference.values.shape[1], reference.values.shape[2]
-    used = hashlib.sha256("".join(sorted(reference.hashes[i] for i in base)).encode()).hexdigest()
+    identity = hashlib.sha256("".join(sorted(reference.hashes)).encode()).hexdigest()
     return SetDistance(
         name,
         metric.statistic,
@@ -200,7 +200,7 @@ def compare_sets(
         rows,
         length,
         protocol,
-        used,
+        identity,
         floor,
         options,
         tuple(_warnings(metric, reference, clips, rows, floor)),
@@ -256,7 +256,7 @@ def comparable(a: SetDistance, b: SetDistance) -> None:
         ("metric", a.metric, b.metric),
         ("statistic", (a.statistic, a.version), (b.statistic, b.version)),
         ("feature protocol", a.protocol.id, b.protocol.id),
-        ("reference clips", a.reference[:12], b.reference[:12]),
+        ("reference", a.reference[:12], b.reference[:12]),
     ]
     if kernel is None or not kernel.unbiased:
         facts.append(("number of clips", a.clips, b.clips))

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ITERATIONS = 12
+POLISHES = 2  # fits to the inliers alone
+FEWEST = 8  # points for a fit of travel
+RELIEF = 1.4  # nearest over farthest, below which a scene is flat
 SCREENING = 3  # iterations from every start before the best two go on
 AXES = np.eye(3)
 DIAGONALS = np.array([[1, 1, 0], [1, -1, 0], [1, 0, 1], [1, 0, -1], [0, 1, 1], [0, 1, -1]]) / np.sqrt(2)
@@ -133,10 +136,23 @@ def fit_travel(x: Array, y: Array, scale: float, first: Array) -> Travel:
     screened = sorted((_refine(a, b, *start, scale, SCREENING) for start in starts), key=lambda fit: fit[0])
     fits = [_refine(a, b, rotation, direction, scale, ITERATIONS) for _, rotation, direction in screened[:2]]
     _, rotation, direction = min(fits, key=lambda fit: fit[0])
+    # Outliers still pull a little, and would vote on the sign: the rest is fitted again, to its own spread.
+    good = np.abs(_sampson(a, b, rotation, direction)) < 2 * scale
+    for _ in range(POLISHES if good.sum() >= FEWEST else 0):
+        _, rotation, direction = _refine(a[good], b[good], rotation, direction, scale, ITERATIONS)
+        error = np.abs(_sampson(a, b, rotation, direction))
+        scale = max(1.5 * float(np.median(error[good])), scale / 10)
+        good = error < 2 * scale
     inverse_depth, disparity = depths(a, b, rotation, direction)
-    if (np.sign(inverse_depth) * disparity).sum() < 0:
+    if (np.sign(inverse_depth) * disparity)[good].sum() < 0:
         direction, inverse_depth = -direction, -inverse_depth
     return Travel(rotation, direction, np.abs(_sampson(a, b, rotation, direction)), inverse_depth, disparity)
+
+
+def is_flat(inverse_depth: Array) -> bool:
+    """Whether points of inverse depths [N] are all about equally far, so that a longer lens that turns would do."""
+    near, far = np.quantile(inverse_depth, [0.95, 0.05])
+    return bool(near < RELIEF * far)
 
 
 def _refine(

@@ -43,7 +43,7 @@ from reelign.selection.camera_estimate import (
     poses_from_steps,
     visible,
 )
-from reelign.selection.camera_models import Array, Travel, fit_travel, fit_turn, vector_of
+from reelign.selection.camera_models import Array, Travel, fit_travel, fit_turn, is_flat, vector_of
 
 METHOD = "global motion"
 CORNERS, CELLS = 600, 10  # corners sought, and cells across and down that share them evenly
@@ -60,7 +60,6 @@ WINDOWS, MIN_WINDOW = 5, 3  # of a clip, and steps of each
 PARALLAX_SHARE = 0.12  # tracks that a turn does not explain
 EXPLAINED = 0.6  # share that travel must explain, of all and of those that the turn does not
 IN_FRONT = 0.85  # of the tracks with parallax
-RELIEF = 1.4  # nearest over farthest, below which a scene is flat
 CANCEL = 3.0  # a turn that moves things this many times as far as they moved was made up to cancel the travel
 LEAST_TURN = 0.5  # tracks that a turn must explain where travel does not
 LOST = 0.25  # share of steps that may be unknown
@@ -222,8 +221,7 @@ def _travel_share(travel: Travel, turn_fits: NDArray[np.bool_], limit: float, mo
 def _flat(travel: Travel, limit: float) -> bool:
     """Whether everything that moves is equally far, so that a narrower lens that turns would look the same."""
     known = (travel.residual < limit) & (travel.inverse_depth > 0) & (travel.disparity > limit)
-    near, far = np.quantile(travel.inverse_depth[known], [0.95, 0.05])
-    return bool(near < RELIEF * far)
+    return is_flat(travel.inverse_depth[known])
 
 
 def _turn_steps(stretch: Stretch, centre: Array, focal: float) -> Array:

@@ -34,7 +34,7 @@ from reelign.selection.camera_estimate import (
     focal_px,
     poses_from_steps,
 )
-from reelign.selection.camera_models import Array, Turn, depths, fit_turn, vector_of
+from reelign.selection.camera_models import Array, Turn, depths, fit_turn, is_flat, vector_of
 
 METHOD = "two-view odometry"
 FEATURES, RATIO = 1500, 0.8
@@ -45,7 +45,6 @@ AS_GOOD = 0.9  # share of the essential matrix's inliers from which a turn is be
 PARALLAX_SHARE = 0.6  # of those inliers that must move beyond the turn and lie in front, for travel moves everything
 LEAST = 0.5  # confidence below which the whole abstains
 KEY_SHARE = 0.06  # of the picture's width that matches move from key frame to key frame
-LOST = 0.25  # share of steps that may be unknown
 
 
 def estimate_odometry(
@@ -59,7 +58,7 @@ def estimate_odometry(
         frames: their indices in the clip, for the record.
 
     Returns:
-        The estimate; it abstains where more than a quarter of the steps have too few matches that agree.
+        The estimate; it abstains where one step has too few matches that agree, for a chain has no gaps.
     """
     frames = list(range(len(greys)) if frames is None else frames)
     if len(greys) < 2:
@@ -76,10 +75,11 @@ def estimate_odometry(
         inliers.append(round(share * len(first)))
         keys.append(end)
         zoom += float(row[ZOOM])
-    unknown = sum(b - a for a, b, share in zip(keys, keys[1:], shares, strict=False) if share < EXPLAINED)
-    if unknown > LOST * (len(greys) - 1):
-        reason = f"{unknown} of {len(greys) - 1} steps have too few matches that agree on one camera"
-        return abstain(METHOD, frames, reason, fov_deg)
+    # A step that is not known would have to be taken as still: a chain with a gap gives no amounts.
+    for start, end, share in zip(keys, keys[1:], shares, strict=False):
+        if share < EXPLAINED:
+            reason = f"the matches from frame {frames[start]} to {frames[end]} are too few or agree on no camera"
+            return abstain(METHOD, frames, reason, fov_deg)
     confidence = float(np.mean(shares)) * min(1.0, float(np.mean(inliers)) / 50)
     if confidence < LEAST:
         reason = f"{np.mean(shares):.0%} of the matches agree, {np.mean(inliers):.0f} a step: too few to trust"
@@ -93,7 +93,6 @@ def estimate_odometry(
         inliers=tuple(inliers),
         fov_deg=fov_deg,
         parallax=any(row[[TRUCK, PEDESTAL, DOLLY]].any() for row in steps),
-        notes=(f"{unknown} of {len(greys) - 1} steps unknown, taken as still",) if unknown else (),
     )
 
 
@@ -144,7 +143,7 @@ def _step(x: Array, y: Array, limit: float) -> tuple[Array, float]:
     a, b = (np.column_stack([points, np.ones(len(points))])[inside] for points in (x, y))
     inverse_depth, disparity = depths(a, b, rotation, direction)
     near = (inverse_depth > 0) & (disparity > limit)
-    if turn_share >= AS_GOOD * share or near.mean() < PARALLAX_SHARE:
+    if turn_share >= AS_GOOD * share or near.mean() < PARALLAX_SHARE or is_flat(inverse_depth[near]):
         return _turned(row, turn), turn_share
     row[[TILT, PAN, ROLL]] = np.degrees(vector_of(rotation))
     row[[TRUCK, PEDESTAL, DOLLY]] = float(np.median(inverse_depth[near])) * direction * [1, -1, 1]

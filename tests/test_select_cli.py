@@ -264,6 +264,27 @@ def test_labels_and_schemes_from_the_command(folder: TakesFolder, tmp_path: Path
         run(folder.path, "--columns", "clip", "--scheme", scheme, "--out", tmp_path / scheme)
 
 
+def test_labels_of_the_review_database(folder: TakesFolder, tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="the review database needs SQLAlchemy")
+    from reelign.review.database import LabelStore, Question
+
+    rows = folder.takes().set_index("file")["take"]
+    store = LabelStore.open(folder.path / "labels.sqlite")
+    for number in range(4):
+        question = Question("anna", "pair", "b", rows["1/1.mp4"], rows["1/2.mp4"], number=number)
+        store.ask([question])
+        store.answer(f"{number:036d}", question.id, "anna", {"overall": "left", "motion": "right"})
+    store.close()
+    for axis, winner in (("overall", "1/1.mp4"), ("motion", "1/2.mp4")):
+        run(folder.path, "--labels", folder.path / "labels.sqlite", "--axis", axis, "--out", tmp_path / axis)
+        winners = pd.read_parquet(tmp_path / axis / "winners.parquet").set_index("group")
+        assert winners.loc["b", ["file", "comparisons"]].tolist() == [winner, 4]
+    said = run(
+        folder.path, "--labels", folder.path / "labels.sqlite", "--axis", "colour", "--out", tmp_path / "w", code=1
+    )
+    assert "has none of 'colour'" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

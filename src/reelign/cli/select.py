@@ -129,7 +129,7 @@ def _show(selection: Selection, out: Path) -> None:
 
     from reelign.selection.winners import CLOSE, TABLE
 
-    winners = pd.read_parquet(out / TABLE)  # as written: the notes also say which clips are not there
+    winners = selection.winners
     more = f"the first {SHOWN} of {len(winners)}" if len(winners) > SHOWN else None
     table = Table("group", "winner", "confidence", "score", "comparisons", "note", caption=more)
     for row in winners.head(SHOWN).to_dict("records"):
@@ -140,10 +140,10 @@ def _show(selection: Selection, out: Path) -> None:
     console.print(f"{groups} of {groups + len(selection.without_winner)} groups have a winner")
     for row in selection.left_out[selection.left_out["take"] == ""].head(SHOWN).to_dict("records"):
         console.print(f"{row['group']}: {row['reason']}", style="yellow", markup=False, highlight=False)
-    if close := int(winners["note"].str.startswith(CLOSE).sum()):
+    if close := int((winners["note"] == CLOSE).sum()):
         console.print(f"{close} too close to call: compare them in a review")
-    if bare := int((winners["clip"] == "").sum()):
-        console.print(f"{bare} winners have no clip in the folder, see note", style="yellow")
+    if bare := int((pd.read_parquet(out / TABLE)["clip"] == "").sum()):
+        console.print(f"{bare} winners have no clip in the folder, see winners.csv", style="yellow")
     alone = selection.left_out[selection.left_out["take"] != ""]
     if len(alone):
         console.print(f"{len(alone)} takes did not compete, see left_out.csv")

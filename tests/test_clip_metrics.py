@@ -437,6 +437,7 @@ def test_frozen_and_repeated_by_hand():
     """Changes of 4, 0.05, 0.05, 4, 4 levels: two pairs are frozen, and less than a tenth of the quartile, 4."""
     largest, mean = np.array([9, 1, 2.5, 9, 9.0]), np.array([4, 0.05, 0.05, 4, 4.0])
     assert integrity.frozen_pairs(largest, mean).tolist() == [False, True, False, False, False]
+    assert integrity.frozen_pairs(np.array([1.0, 1.0]), np.array([0.1, 0.11])).tolist() == [True, False]
     largest[2] = 2.0
     assert integrity.repeated_pairs(largest, mean).tolist() == [False, True, True, False, False]
     still = np.array([0.05, 0.04, 0.06])
@@ -526,8 +527,8 @@ def test_flicker_by_hand():
 
 
 def test_colour_drift_by_hand():
-    """Quarters of 8 frames are 2: from (10, 0, 0) to (13, 4, 0) is 5."""
-    means_T3 = np.array([[10, 0, 0]] * 2 + [[99, 99, 99]] * 4 + [[13, 4, 0]] * 2, float)
+    """Quarters of 12 frames are 3: from (10, 0, 0) to (13, 4, 0) is 5."""
+    means_T3 = np.array([[10, 0, 0]] * 3 + [[99, 99, 99]] * 6 + [[13, 4, 0]] * 3, float)
     assert drift.colour_drift(means_T3) == 5
 
 

@@ -28,6 +28,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import aliased
 
 from reelign.errors import ConfigError, DataError
 from reelign.review.tables import RETRACTED, AnswerRow, QuestionRow
@@ -193,6 +194,13 @@ class LabelStore:
             row |= {"choice": RETRACTED, "attempt": found.attempt, "retracts": retracts, "created_at": _now()}
             return self._insert(connection, [row], found.question)
 
+    def answered(self, annotator: str, task: str) -> int:
+        """How many label questions of this kind have a standing answer of this annotator."""
+        labels = (QuestionRow.annotator == annotator) & (QuestionRow.task == task) & (QuestionRow.purpose == "label")
+        query = select(func.count(AnswerRow.question.distinct())).join(QuestionRow).where(labels, *_stands())
+        with _begin(self.engine) as connection:
+            return connection.scalar(query) or 0
+
     def answers(self) -> pd.DataFrame:
         """Every standing answer with its question, in the order stored: ``ANSWER_COLUMNS``. Cached until rows come."""
         with _begin(self.engine) as connection:
@@ -230,10 +238,7 @@ class LabelStore:
         return True
 
     def _standing_questions(self, annotator: str) -> list[str]:
-        retracted = select(AnswerRow.retracts).where(AnswerRow.retracts.is_not(None))
-        query = select(AnswerRow.question).where(
-            AnswerRow.annotator == annotator, AnswerRow.retracts.is_(None), AnswerRow.submission.not_in(retracted)
-        )
+        query = select(AnswerRow.question).where(AnswerRow.annotator == annotator, *_stands())
         with _begin(self.engine) as connection:
             return list(connection.scalars(query.distinct()))
 
@@ -307,13 +312,19 @@ def _attempts(connection: Connection, question: str) -> tuple[int, bool]:
     return len(retracted), stands
 
 
+def _stands() -> tuple[Any, Any]:
+    """Conditions: an answer, not a retraction, and not retracted."""
+    other = aliased(AnswerRow)
+    retracted = select(other.retracts).where(other.retracts.is_not(None))
+    return AnswerRow.retracts.is_(None), AnswerRow.submission.not_in(retracted)
+
+
 def _standing(connection: Connection) -> pd.DataFrame:
-    retracted = select(AnswerRow.retracts).where(AnswerRow.retracts.is_not(None))
     columns = [getattr(AnswerRow, n, None) or getattr(QuestionRow, n) for n in ANSWER_COLUMNS]
     query = (
         select(*columns)
         .join(QuestionRow, QuestionRow.id == AnswerRow.question)
-        .where(AnswerRow.retracts.is_(None), AnswerRow.submission.not_in(retracted))
+        .where(*_stands())
         .order_by(AnswerRow.id)
     )
     return pd.DataFrame([tuple(row) for row in connection.execute(query)], columns=list(ANSWER_COLUMNS))

@@ -27,6 +27,7 @@ CONTAINERS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".w
 PIXELS = ("yuv420p", "yuvj420p")
 MAX_FRAMES, MAX_SIDE = 240, 640  # of converted clips: about 1 GB while converting
 POSTER_SIDE, POSTER_FRAME = 480, 8
+CHANGED = "the file changed after it was imported; import it again, as a new take"
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class MediaShelf:
         self._facts: dict[str, tuple[tuple[int, int], ClipFacts]] = {}
         self._lock = threading.Lock()
         self._converting = threading.Lock()  # one at a time: converting takes memory
+        self._drawing = threading.Lock()  # so that stills need not wait for it
 
     def facts(self, take: str, path: Path) -> ClipFacts:
         """Facts of a take; never an error for a bad file, but its ``problem``."""
@@ -90,7 +92,7 @@ class MediaShelf:
             raise ClipError(facts.problem)
         if facts.direct:
             return path, CONTAINERS[path.suffix.lower()]
-        return self._made(f"{take}.mp4", lambda out: _convert(path, out)), "video/mp4"
+        return self._made(f"{take}.mp4", lambda out: _convert(path, out), self._converting), "video/mp4"
 
     def spoiled(self, name: str, take: str, path: Path) -> Path:
         """The spoiled copy of a take, for attention checks: coarse blocks and frames out of order.
@@ -100,30 +102,28 @@ class MediaShelf:
         """
         if problem := self.facts(take, path).problem:
             raise ClipError(problem)
-        return self._made(f"{name}.mp4", lambda out: _spoil(path, out))
+        return self._made(f"{name}.mp4", lambda out: _spoil(path, out), self._converting)
 
     def poster(self, take: str, path: Path) -> Path:
-        """A small still of an early frame, JPEG.
+        """A small still of an early frame, JPEG; does not decode the whole clip, so that browsing is quick.
 
         Raises:
-            ClipError: no frame decodes.
+            ClipError: no frame decodes, or the file is not that of the take.
         """
-        if problem := self.facts(take, path).problem:
-            raise ClipError(problem)
-        return self._made(f"{take}.jpg", lambda out: _still(path, out))
+        out = self.cache / f"{take}.jpg"
+        return out if out.exists() else self._made(out.name, lambda made: _still(take, path, made), self._drawing)
 
-    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+    def _made(self, name: str, make: Callable[[Path], None], lock: threading.Lock) -> Path:
         out = self.cache / name
-        if not out.exists():
-            with self._converting:
-                if not out.exists():
-                    make(out)
+        with lock:
+            if not out.exists():
+                make(out)
         return out
 
 
 def _look(take: str, path: Path) -> ClipFacts:
     if _hash(path) != take:
-        return ClipFacts(problem="the file changed after it was imported; import it again, as a new take")
+        return ClipFacts(problem=CHANGED)
     try:
         stream = FrameStream(path, max_frames=1)
         found = list(stream)
@@ -165,7 +165,10 @@ def _hash(path: Path) -> str:
 
 def _fitting(path: Path, side: int) -> tuple[int, int] | None:
     """Height and width that fit a square of ``side``, even; None where the clip is smaller."""
-    height, width, _ = next(iter(FrameStream(path, max_frames=1))).shape
+    first = next(iter(FrameStream(path, max_frames=1)), None)
+    if first is None:
+        raise ClipError("no frame decodes")
+    height, width, _ = first.shape
     if max(height, width) <= side:
         return None
     scale = side / max(height, width)
@@ -191,8 +194,12 @@ def _spoil(path: Path, out: Path) -> None:
     write_clip(out, torch.nn.functional.interpolate(blocks[order], (height, width), mode="nearest"), clip.fps)
 
 
-def _still(path: Path, out: Path) -> None:
+def _still(take: str, path: Path, out: Path) -> None:
+    if not path.is_file() or _hash(path) != take:
+        raise ClipError(CHANGED if path.is_file() else "the file is not there")
     frames = list(FrameStream(path, POSTER_FRAME, _fitting(path, POSTER_SIDE), eight_bits=True))
+    if not frames:
+        raise ClipError("no frame decodes")
     part = out.with_name(f".{out.name}.part")  # one maker at a time, see ``_made``
     Image.fromarray(frames[-1]).save(part, "JPEG", quality=80)
     part.replace(out)

@@ -54,9 +54,7 @@ def next_questions(
 
 def progress(store: LabelStore, shelf: Shelf, settings: ReviewSettings, annotator: str, task: str) -> Progress:
     """How many label questions the annotator has answered, of how many."""
-    answers = store.answers()
-    mine = answers[(answers["annotator"] == annotator) & (answers["task"] == task) & (answers["purpose"] == "label")]
-    return Progress(mine["question"].nunique(), total_goal(shelf, settings, task))
+    return Progress(store.answered(annotator, task), total_goal(shelf, settings, task))
 
 
 def total_goal(shelf: Shelf, settings: ReviewSettings, task: str) -> int:

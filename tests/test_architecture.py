@@ -19,6 +19,7 @@ FLOORS = (
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),
     ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),
+    ("selfplay", "selfplay_config"),
     ("review", "report", "plots"),
     ("cli", "__main__"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,8 @@ from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -203,6 +205,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: no such file, not YAML, an unknown key, or a value its rule forbids.
     """
+    return parse_config(read_run_file(path, overrides))
+
+
+def read_run_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file or recipe, with overrides, not yet checked; raises as ``load_config``."""
     if not path.is_file():
         if path.suffix or len(path.parts) > 1:
             raise ConfigError(f"there is no run file {str(path)!r}")
@@ -215,15 +222,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"a run file is a mapping of sections; {path} is {type(data).__name__}")
     for override in overrides:
         _apply(data, override)
-    return parse_config(data)
+    return data
 
 
 def parse_config(data: dict[str, Any]) -> RunConfig:
     """Check a mapping against ``RunConfig``; raises ConfigError with one clear line."""
+    return validated(RunConfig, data)
+
+
+def validated(model: type[Model], data: dict[str, Any]) -> Model:
+    """Check a mapping against a model; raises ConfigError with one clear line."""
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise _one_line(error, data) from error
+        raise _one_line(model, error) from error
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -253,21 +265,21 @@ def _apply(data: dict[str, Any], override: str) -> None:
     place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
 
 
-def _one_line(error: ValidationError, data: dict[str, Any]) -> ConfigError:
+def _one_line(model: type[BaseModel], error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         parents = first["loc"][:-1]
-        return UnknownNameError("config key", where, [".".join(map(str, (*parents, n))) for n in _fields(parents)])
+        names = [".".join(map(str, (*parents, name))) for name in _fields(model, parents)]
+        return UnknownNameError("config key", where, names)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
     return ConfigError(f"config key {where}: {first['msg'][0].lower()}{first['msg'][1:]}; got {first['input']!r}")
 
 
-def _fields(path: Sequence[int | str]) -> list[str]:
+def _fields(model: Any, path: Sequence[int | str]) -> list[str]:
     """The keys that exist at a place of the config."""
-    model: Any = RunConfig
     for part in path:
         if isinstance(part, int):
             continue

@@ -11,7 +11,23 @@ import typer
 from rich.console import Console
 
 from reelign import __version__
-from reelign.cli import data, demo, doctor, generate, report, rewards, score, train, zoo
+from reelign.cli import (
+    data,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    judge,
+    report,
+    review,
+    rewards,
+    score,
+    select,
+    selfplay,
+    takes,
+    train,
+    zoo,
+)
 from reelign.errors import ReelignError
 
 app = typer.Typer(
@@ -23,7 +39,13 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(generate.generate)
+app.add_typer(takes.app, name="takes")
 app.command()(score.score)
+app.command()(evaluate.evaluate)
+app.command()(review.review)
+app.add_typer(judge.app, name="judge")
+app.command()(select.select)
+app.command()(selfplay.selfplay)
 app.command()(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(zoo.app, name="zoo")

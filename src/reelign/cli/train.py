@@ -38,6 +38,11 @@ class Bars:
             self._judging[step] = self._progress.add_task(f"evaluating step {step}", total=total, note="")
         self._progress.update(self._judging[step], completed=done)  # type: ignore[arg-type]
 
+    def forget(self) -> None:
+        """Begin again, with new bars."""
+        self._training = None
+        self._judging.clear()
+
     def warned(self, text: str) -> None:
         """Print what the guard has to say above the bars."""
         self._progress.console.print(f"[bold yellow]guard[/] {text}")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from reelign.contracts import Request
 from reelign.datasets.prompts import PromptOrder
-from reelign.datasets.video_folder import captions, read_captions
+from reelign.datasets.video_folder import captions, read_captions, rows_beside
 from reelign.errors import ClipError, DataError
 from reelign.video_io import read_clip
 
@@ -35,10 +36,11 @@ LONGEST = 16  # a clip's frame rate over the generator's, up to which it is read
 
 @dataclass(frozen=True)
 class CaptionedClip:
-    """A file and what it shows."""
+    """A file, what it shows, and how often it is drawn relative to others."""
 
     path: Path
     caption: str
+    weight: float = 1.0
 
 
 def load_clips(source: str | Path) -> list[CaptionedClip]:
@@ -46,14 +48,17 @@ def load_clips(source: str | Path) -> list[CaptionedClip]:
 
     Args:
         source: a folder in the ``videofolder`` convention, a ``.csv`` or ``.jsonl`` table, or a text file with a line
-            ``path|||caption`` a clip; paths in files are relative to the file.
+            ``path|||caption`` a clip; paths in files are relative to the file. Tables in a folder may have a column
+            ``weight``.
 
     Raises:
         DataError: there is no such source, no captioned clip in it, or a line is of another form.
     """
     place = Path(source).expanduser()
     if place.is_dir():
-        found = [CaptionedClip(place / name, text) for name, text in sorted(captions(place).items())]
+        rows = rows_beside(place)
+        texts = sorted(captions(place).items())
+        found = [CaptionedClip(place / name, text, _weight(rows[name], name)) for name, text in texts]
     elif place.suffix in (".csv", ".jsonl"):
         found = [CaptionedClip(place.parent / name, text) for name, text in read_captions(place).items()]
     elif place.is_file():
@@ -63,6 +68,17 @@ def load_clips(source: str | Path) -> list[CaptionedClip]:
     if not found:
         raise DataError(f"at least one captioned clip is needed; {source} holds none")
     return found
+
+
+def _weight(row: Mapping[str, Any], name: str) -> float:
+    given = row.get("weight", "")
+    try:
+        weight = 1.0 if given in ("", None) else float(given)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < math.inf:
+        raise DataError(f"the weight of a clip is a number from 0; {name} has {given!r}")
+    return weight
 
 
 def _read_list(file: Path) -> list[CaptionedClip]:
@@ -123,7 +139,9 @@ def cover(video: Tensor, height: int, width: int) -> Tensor:
 
 
 class ClipOrder:
-    """Endless requests of captioned clips, each pass in a new order; its state goes into checkpoints.
+    """Endless requests of captioned clips; its state goes into checkpoints.
+
+    Clips of equal weight come in passes, each in a new order; others are drawn at random in proportion to their weight.
 
     Args:
         clips: what is drawn from.
@@ -135,6 +153,8 @@ class ClipOrder:
         self.clips = tuple(clips)
         self.reader = reader
         self._order = PromptOrder([str(i) for i in range(len(clips))], seed)
+        self._weights = torch.tensor([clip.weight for clip in clips], dtype=torch.float64)
+        self._random = torch.Generator().manual_seed(seed)
         self._bad: set[int] = set()
 
     def __len__(self) -> int:
@@ -153,12 +173,17 @@ class ClipOrder:
         prompts: list[str] = []
         videos: list[Tensor] = []
         while len(prompts) < count:
-            index = int(self._order.draw(1)[0])
+            index = self._draw()
             video = self._read(index)
             if video is not None:
                 prompts.append(self.clips[index].caption)
                 videos.append(video)
         return Request(tuple(prompts), source_videos=torch.stack(videos))
+
+    def _draw(self) -> int:
+        if (self._weights == self._weights[0]).all():
+            return int(self._order.draw(1)[0])
+        return int(torch.multinomial(self._weights, 1, generator=self._random))
 
     def _read(self, index: int) -> Tensor | None:
         if index in self._bad:
@@ -174,8 +199,11 @@ class ClipOrder:
 
     def state(self) -> dict[str, object]:
         """What ``restore`` needs to continue."""
-        return self._order.state()
+        return self._order.state() | {"weighted": self._random.get_state()}
 
     def restore(self, state: dict[str, object]) -> None:
         """Continue from what ``state`` gave."""
         self._order.restore(state)
+        weighted = state["weighted"]
+        assert isinstance(weighted, Tensor)
+        self._random.set_state(weighted)

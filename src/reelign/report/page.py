@@ -119,7 +119,7 @@ def build_report(run: Path) -> Path:
     config = words.read_text(run / "config.yaml")
     measures = compared_measures(summary)
     clips, saved = _clips(run)
-    page = _template().render(
+    page = template("template.html.j2").render(
         name=run.resolve().name,
         summary=summary,
         verdict=verdict(measures, _prompts_in_words(config, summary["prompts"])),
@@ -217,7 +217,8 @@ def held_out_curves(samples: Mapping[int, pd.DataFrame]) -> list[Curve]:
     return curves
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A page's template; what it shows is escaped unless marked safe, and an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("reelign", "report"),
         autoescape=True,
@@ -225,7 +226,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html.j2")
+    return environment.get_template(name)
 
 
 def _prompts_in_words(config: str, count: int) -> str:

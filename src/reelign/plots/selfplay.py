@@ -1,0 +1,49 @@
+"""Held-out measures over the rounds of self-play, with intervals against the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+ACCENT, SOFT = "#0f766e", "#8a877f"
+
+
+def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
+    """The goal with the interval of its change since the base, and every measure behind it.
+
+    Args:
+        rounds: records of ``selfplay``, in order.
+    """
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    x = range(len(rounds) + 1)
+    for name in rounds[0]["held_out"]:
+        changes = [record["held_out"][name]["in_all"] for record in rounds]
+        values = [changes[0]["before"], *(change["after"] for change in changes)]
+        if name != "goal":
+            axes.plot(x, values, color=SOFT, linewidth=1, alpha=0.8)
+            axes.annotate(_short(name), (x[-1], values[-1]), xytext=(6, 0), textcoords="offset points", color=SOFT,
+                          fontsize=8, va="center")  # fmt: skip
+            continue
+        base = changes[0]["before"]
+        ends = [[base + change["ci95"][i] for change in changes] for i in (0, 1)]
+        spread = [[v - low for v, low in zip(values[1:], ends[0], strict=True)],
+                  [high - v for v, high in zip(values[1:], ends[1], strict=True)]]  # fmt: skip
+        axes.plot(x, values, color=ACCENT, linewidth=2, marker="o")
+        axes.errorbar(list(x)[1:], values[1:], yerr=spread, fmt="none", ecolor=ACCENT, capsize=4)
+        axes.annotate("goal", (x[-1], values[-1]), xytext=(6, 0), textcoords="offset points", color=ACCENT,
+                      fontsize=9, va="center", weight="bold")  # fmt: skip
+    axes.set_xlabel("round (0 is the base)")
+    axes.set_ylabel("held-out prompts")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("held_out/").removesuffix("_accuracy").replace("_", " ")

@@ -1,0 +1,136 @@
+"""The report of self-play: what every round made, kept and gained, as one self-contained HTML file.
+
+Run: ``reelign selfplay selfplay``; again from the files with ``build_selfplay_report``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reelign.errors import DataError
+from reelign.plots.curves import inline_svg
+from reelign.plots.selfplay import rounds_figure
+from reelign.report import summary as words
+from reelign.report.page import build_report, template
+from reelign.video_io import replacing
+
+CLIPS = 6  # held-out prompts whose clips are shown
+
+
+def round_in_words(record: Mapping[str, Any]) -> str:
+    """One line on a round: how many takes, who was selected, what the held-out prompts gained."""
+    goal = record["held_out"]["goal"]
+    rejected = f", {record['rejected_takes']} rejected" if record["rejected_takes"] else ""
+    return (
+        f"round {record['round']}: {record['takes']} takes{rejected}, {record['winners']} winners; held-out goal "
+        f"{_points(goal['of_round'])} in this round, {_points(goal['in_all'])} in all"
+    )
+
+
+def build_selfplay_report(folder: Path) -> Path:
+    """Write ``report.html`` to a folder of self-play, and to the run folder of every round.
+
+    Raises:
+        DataError: no round is done, or a file is missing.
+    """
+    folder = Path(folder)
+    result = words.read_json(folder / "selfplay.json")
+    if not result["rounds"]:
+        raise DataError(f"{folder} has no finished round: resume it")
+    for record in result["rounds"]:
+        build_report(folder / "rounds" / f"{record['round']:02d}" / "train")
+    names = [name for name in result["rounds"][0]["held_out"] if name != "goal"]
+    page = template("selfplay.html.j2").render(
+        name=folder.resolve().name,
+        result=result,
+        verdict=verdict(result),
+        figure=inline_svg(rounds_figure(result["rounds"]), "rounds"),
+        rounds=[_row(record) for record in result["rounds"]],
+        measures=[_measure(name, result["rounds"]) for name in ["goal", *names]],
+        clips=_clips(folder, result["rounds"]),
+        config=words.read_text(folder / "config.yaml"),
+    )
+    with replacing(folder / "report.html") as part:
+        part.write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """One sentence: what the held-out prompts gained in all, at the best round."""
+    best = next((r for r in result["rounds"] if r["round"] == result["best_round"]), result["rounds"][-1])
+    change = best["held_out"]["goal"]["in_all"]
+    low, high = change["ci95"]
+    moved = "rose" if low > 0 else "fell" if high < 0 else "shows no clear change"
+    rounds = f"{len(result['rounds'])} round{'s' if len(result['rounds']) > 1 else ''}"
+    return (
+        f"After {rounds} of self-play the held-out goal {moved}: {change['before']:.1%} to {change['after']:.1%}, "
+        f"{_points(change)}, on {result['held_out_prompts']} prompts it never trained on"
+    )
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    low, high = change["ci95"]
+    return f"{100 * change['delta']:+.1f} points ({100 * low:+.1f} … {100 * high:+.1f})".replace("-", "−")
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    reasons = ", ".join(f"{gate} {count}" for gate, count in record["rejected"].items()) or "none"
+    bought = ", ".join(f"{name} {v['all']:.3f} → {v['winners']:.3f}" for name, v in record["selected"].items())
+    goal = record["held_out"]["goal"]
+    return {
+        **{key: record[key] for key in ("round", "takes", "winners", "without_winner", "steps", "stopped")},
+        "rejected": f"{record['rejected_takes']} ({reasons})" if record["rejected_takes"] else "none",
+        "confidence": f"{record['confidence']:.2f}",
+        "selected": bought,
+        "gain": _points(goal["of_round"]),
+        "in_all": _points(goal["in_all"]),
+        "tone": _tone(goal["of_round"]),
+        "link": f"rounds/{record['round']:02d}/train/report.html",
+    }
+
+
+def _measure(name: str, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    changes = [record["held_out"][name]["in_all"] for record in rounds]
+    return {
+        "title": "Goal, the mean of them" if name == "goal" else words.label(name),
+        "values": [f"{changes[0]['before']:.1%}", *(f"{change['after']:.1%}" for change in changes)],
+        "change": _points(changes[-1]),
+        "tone": _tone(changes[-1]),
+    }
+
+
+def _tone(change: Mapping[str, Any]) -> str:
+    low, high = change["ci95"]
+    return "rose" if low > 0 else "fell" if high < 0 else "flat"
+
+
+def _clips(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The clips of some held-out prompts, base and every round, as base64; first those whose goal changed most."""
+    places = [folder / "rounds/01/train/samples/step_000000", *(Path(record["samples"]) for record in rounds)]
+    tables = [pd.read_csv(place / "scores.csv", keep_default_na=False) for place in places]
+    names = [name for name in rounds[0]["held_out"] if name != "goal"]
+    gain = (tables[-1][names].mean(axis=1) - tables[0][names].mean(axis=1)).abs()
+    saved = tables[0].index[(tables[0]["file"] != "") & (tables[-1]["file"] != "")]
+    chosen = gain[saved].sort_values(ascending=False, kind="stable").index[:CLIPS]
+    return [
+        {
+            "prompt": str(tables[0].loc[index, "prompt"]),
+            "videos": [
+                base64.b64encode((place / str(table.loc[index, "file"])).read_bytes()).decode()
+                for place, table in zip(places, tables, strict=True)
+            ],
+        }
+        for index in chosen
+    ]
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The records of the rounds that are done, in order."""
+    found = sorted((Path(folder) / "rounds").glob("*/round.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]

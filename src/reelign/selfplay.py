@@ -1,0 +1,303 @@
+"""Self-play: rounds of generate → score → reject → judge → select → train on winners → evaluate on held-out prompts.
+
+The loop that AirScape describes and leaves out (arXiv 2507.08885): the winners of one round are what the next round's
+generator has learned from. Held-out prompts never choose anything: they are not generated from, not judged, not
+trained on. A round's gain is that of the same held-out prompts and seeds, round against round; where it has been within
+noise for ``patience`` rounds, or the guard stopped a round, self-play ends, and the best round is what it exports.
+
+    OUTPUT/config.yaml, selfplay.json             what was asked; what every round came to
+    OUTPUT/rounds/01/takes/                       a takes folder: clips, scores, rejections
+    OUTPUT/rounds/01/winners/                     what was selected, a videofolder with weights
+    OUTPUT/rounds/01/train/                       a run folder, with its own report
+    OUTPUT/rounds/01/round.json                   written last: the round is done
+
+Every stage finds out from its files what is left to do, so a run that was killed anywhere goes on there.
+
+Run: ``reelign selfplay recipes/selfplay.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+
+from reelign import checkpoint
+from reelign.algorithms.best_of_n import reward_weights
+from reelign.build import MetricSpec, build_generator, build_scorers
+from reelign.config import RunConfig
+from reelign.contracts import Request
+from reelign.datasets.prompts import load_prompts, split_prompts
+from reelign.datasets.video_folder import write_metadata
+from reelign.errors import DataError, RunFolderError
+from reelign.loop import Listener, Run
+from reelign.metrics.statistics import Paired, paired_delta
+from reelign.run_folder import RunFolder, environment
+from reelign.sampling import generate
+from reelign.selection.choose import Jury, select_takes
+from reelign.selection.executors import executor
+from reelign.selection.reject import reject_takes, write_verdicts
+from reelign.selection.scoring import score_takes
+from reelign.selection.takes import TakesFolder
+from reelign.selection.takes_import import import_takes
+from reelign.selection.winners import Selection, WinnerOptions, write_winners
+from reelign.selfplay_config import SelfPlayConfig, dump_selfplay
+from reelign.video_io import write_clip
+
+HELD_OUT = "held_out/"
+ROUND_SEEDS = 1_000_000  # seeds of one round's takes; evaluation and guard use seeds below that
+
+
+class Watcher(Listener, Protocol):
+    """Hears how self-play goes; a ``loop.Listener`` for the training in it."""
+
+    def stage(self, number: int, name: str, done: int, total: int) -> None:
+        """So much of a stage of a round is done."""
+        ...
+
+    def finished_round(self, record: dict[str, Any]) -> None:
+        """What a round came to."""
+        ...
+
+
+class SelfPlay:
+    """Self-play, checked and ready.
+
+    Args:
+        config: all of it.
+        resume: go on with what is in the output folder.
+
+    Raises:
+        RunFolderError: the folder is used and ``resume`` is off, or holds another self-play.
+    """
+
+    def __init__(self, config: SelfPlayConfig, resume: bool = False) -> None:
+        self.config = config
+        self.folder = RunFolder(Path(config.output).expanduser())
+        self.folder.check(resume)
+        prompts = load_prompts(config.prompts.source)
+        self.prompts = split_prompts(prompts, config.prompts.held_out, config.prompts.seed)
+        if config.takes.prompts > len(self.prompts.train):
+            raise DataError(
+                f"a round asks at most all prompts that are not held out, {len(self.prompts.train)}; "
+                f"got takes.prompts={config.takes.prompts}"
+            )
+        self.folder.create()
+        if resume and (self.folder.path / "config.yaml").read_text() != dump_selfplay(config):
+            raise RunFolderError(f"resumed self-play keeps its config; that of {self.folder.path} is another")
+        self.folder.write_text("config.yaml", dump_selfplay(config))
+        self.folder.write_json("environment.json", environment("cpu" if not torch.cuda.is_available() else "cuda"))
+
+    def run(self, watcher: Watcher) -> dict[str, Any]:
+        """All rounds, to the end; returns what ``selfplay.json`` says.
+
+        Raises:
+            RunFolderError: the training of a round was stopped by a signal.
+        """
+        records: list[dict[str, Any]] = []
+        for number in range(1, self.config.rounds + 1):
+            path = self._round(number) / "round.json"
+            record = json.loads(path.read_text()) if path.is_file() else self._play(number, records, watcher)
+            records.append(record)
+            watcher.finished_round(record)
+            if reason := self._enough(records):
+                break
+        else:
+            reason = f"all {self.config.rounds} rounds were played"
+        return self._conclude(records, reason)
+
+    def _round(self, number: int) -> Path:
+        return self.folder.path / "rounds" / f"{number:02d}"
+
+    def _play(self, number: int, before: list[dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
+        place, adapter = self._round(number), before[-1]["adapter"] if before else None
+        stage = partial(watcher.stage, number)
+        make_takes(self.config, self._asked(number), adapter, place / "takes", number, partial(stage, "generating"))
+        takes = import_takes(place / "takes")
+        specs = [MetricSpec("metric", name) for name in self.config.scoring.metrics]
+        specs += [MetricSpec("reward", r.name, tuple(sorted(r.options.items()))) for r in self.config.rewards]
+        run_on = executor(self.config.scoring.on, self.config.scoring.workers)
+        score_takes(takes, partial(build_scorers, specs), run_on, progress=partial(stage, "scoring"))
+        verdicts = reject_takes(takes.wide(), takes.current_scores(), self.config.reject)
+        write_verdicts(takes.path, verdicts)
+        stage("selecting", 0, 1)
+        selection = self._select(takes, verdicts.rejected)
+        self._write_winners(selection, takes, place / "winners")
+        stage("selecting", 1, 1)
+        run = self._train(number, before, watcher)
+        record = {
+            "round": number,
+            "prompts": self.config.takes.prompts,
+            "takes": len(takes.takes()),
+            "rejected": verdicts.counts(),
+            "rejected_takes": int(verdicts.rejected["take"].nunique()),
+            "winners": len(selection.winners),
+            "without_winner": len(selection.without_winner),
+            "confidence": float(selection.winners["confidence"].mean()),
+            "selected": selected_gain(takes, selection, [r.name for r in self.config.rewards]),
+            "steps": run["steps"],
+            "stopped": run["stopped"],
+            "seconds": run["seconds"],
+            "adapter": run["adapter"],
+            "samples": str(run["scores"].parent),
+            "held_out": self._compare(number, run["scores"]),
+        }
+        self.folder.write_json(f"rounds/{number:02d}/round.json", record)
+        return record
+
+    def _asked(self, number: int) -> tuple[str, ...]:
+        """The prompts of a round: a new draw each time, from those that are not held out."""
+        random = torch.Generator().manual_seed(self.config.seed + number)
+        order = torch.randperm(len(self.prompts.train), generator=random)[: self.config.takes.prompts].tolist()
+        return tuple(self.prompts.train[i] for i in order)
+
+    def _select(self, takes: TakesFolder, rejected: pd.DataFrame) -> Selection:
+        options = self.config.select
+        every = self.config.takes.per_prompt if options.weighting == "softmax" else options.per_group
+        winners = WinnerOptions(per_group=every, min_confidence=options.min_confidence)
+        selection = select_takes(takes.wide(), self._jury(takes), rejected, options.play, winners)
+        if not len(selection.winners):
+            raise DataError(f"no group of {takes.path} has a winner: see {takes.path}/rejected.csv")
+        return selection
+
+    def _jury(self, takes: TakesFolder) -> Jury:
+        if self.config.judge is None:
+            return Jury(weights={r.name: r.weight for r in self.config.rewards})
+        from reelign.selection.judge_storage import load_judge
+
+        learned = load_judge(Path(self.config.judge).expanduser())
+        return Jury(judge=learned, columns=learned.features.columns)
+
+    def _write_winners(self, selection: Selection, takes: TakesFolder, out: Path) -> None:
+        """The winners' folder; with softmax weighting, each clip with its weight, mean 1 within its group."""
+        write_winners(selection, takes.locate, out)
+        if self.config.select.weighting == "softmax":
+            table = pd.read_csv(out / "metadata.csv")
+            beta = self.config.select.beta
+            table["weight"] = table.groupby("group")["score"].transform(lambda s: reward_weights(s.to_numpy(), beta))
+            write_metadata(out, table.to_dict("records"))
+
+    def _train(self, number: int, before: list[dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
+        place = self._round(number) / "train"
+        started = (place / "config.yaml").is_file()
+        if before and not started:  # the same prompts, seeds and weights: what the round before ended with
+            first = RunFolder(place).samples(0)
+            if not first.exists():
+                shutil.copytree(before[-1]["samples"], first)
+        run = Run(self.run_config(number, before), resume=started)
+        if not run.train(watcher):
+            raise RunFolderError(f"stopped in round {number}; go on with --resume")
+        status = json.loads((place / "status.json").read_text())
+        newest = checkpoint.latest(run.folder.checkpoints)
+        if newest is None:
+            raise RunFolderError(f"{place} has no whole checkpoint: remove the folder and resume")
+        scores = run.folder.samples(run.step) / "scores.csv"
+        return {**status, "adapter": str(newest / "adapter"), "scores": scores}
+
+    def run_config(self, number: int, before: list[dict[str, Any]]) -> RunConfig:
+        """The run that trains in a round: from the adapter of the round before, on this round's winners."""
+        adapter = before[-1]["adapter"] if before else None
+        return RunConfig(
+            output=str(self._round(number) / "train"),
+            seed=self.config.seed + number,
+            generator=self.config.generator.model_copy(update={"adapter": adapter}),
+            prompts=self.config.prompts,
+            clips={"source": str(self._round(number) / "winners")},
+            rewards=self.config.rewards,
+            algorithm="best_of_n",
+            best_of_n=self.config.best_of_n,
+            training=self.config.training,
+            evaluation=self.config.evaluation,
+            guard=self.config.guard,
+        )
+
+    def _compare(self, number: int, scores: Path) -> dict[str, Any]:
+        """Held-out measures and their mean, the goal: this round against the one before and against the base."""
+        now, previous = pd.read_csv(scores), pd.read_csv(self._round(number) / "train/samples/step_000000/scores.csv")
+        base = pd.read_csv(self._round(1) / "train/samples/step_000000/scores.csv")
+        names = self.config.goal or tuple(name for name in now.columns if name.startswith(HELD_OUT))
+        tables = {name: [table[name].to_numpy() for table in (base, previous, now)] for name in names}
+        tables["goal"] = [table[list(names)].mean(axis=1).to_numpy() for table in (base, previous, now)]
+        return {
+            name: {"of_round": asdict(paired_delta(last, new)), "in_all": asdict(paired_delta(first, new))}
+            for name, (first, last, new) in tables.items()
+        }
+
+    def _enough(self, records: list[dict[str, Any]]) -> str:
+        """Why to stop after these rounds, or an empty string."""
+        if records[-1]["stopped"]:
+            return f"the guard stopped round {records[-1]['round']}: {records[-1]['stopped']}"
+        recent = records[-self.config.patience :]
+        idle = [record for record in recent if within_noise(record["held_out"]["goal"]["of_round"])]
+        if len(idle) == self.config.patience:
+            return f"the held-out gain was within noise for {self.config.patience} rounds in a row"
+        return ""
+
+    def _conclude(self, records: list[dict[str, Any]], reason: str) -> dict[str, Any]:
+        best = max(records, key=lambda record: record["held_out"]["goal"]["in_all"]["delta"])
+        better = best["held_out"]["goal"]["in_all"]["delta"] > 0
+        result = {
+            "rounds": records,
+            "stopped": reason,
+            "best_round": best["round"] if better else 0,
+            "adapter": best["adapter"] if better else None,
+            "held_out_prompts": len(self.prompts.held_out),
+        }
+        self.folder.write_json("selfplay.json", result)
+        return result
+
+
+def within_noise(change: dict[str, Any] | Paired) -> bool:
+    """Whether a change's interval reaches down to zero."""
+    low = change.ci95[0] if isinstance(change, Paired) else change["ci95"][0]
+    return bool(low <= 0)
+
+
+def make_takes(
+    config: SelfPlayConfig,
+    prompts: tuple[str, ...],
+    adapter: str | None,
+    folder: Path,
+    number: int,
+    progress: Any,
+) -> None:
+    """Write what is missing of a round's takes, and then ``metadata.csv``.
+
+    Each take has its own seed, so a take does not depend on which others are made with it.
+    """
+    if (folder / "metadata.csv").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = [(prompt, k) for prompt in prompts for k in range(config.takes.per_prompt)]
+    jobs: list[dict[str, Any]] = [
+        {"file_name": f"{i:05d}.mp4", "text": prompt, "group": prompt, "seed": number * ROUND_SEEDS + i}
+        for i, (prompt, _) in enumerate(asked)
+    ]
+    # Batches stay as they are on a resume: another batch would round other digits.
+    batches = [jobs[start : start + config.takes.batch] for start in range(0, len(jobs), config.takes.batch)]
+    left = [batch for batch in batches if not all((folder / job["file_name"]).is_file() for job in batch)]
+    if left:
+        options = config.generator.model_copy(update={"adapter": adapter}).model_dump()
+        generator, sampling = build_generator(options), config.best_of_n
+        for done, batch in enumerate(left, len(batches) - len(left)):
+            progress(done * config.takes.batch, len(jobs))
+            request, seeds = Request(tuple(job["text"] for job in batch)), [job["seed"] for job in batch]
+            clips = generate(generator, request, seeds, sampling.steps, sampling.guidance_scale, sampling.eta)
+            for job, video in zip(batch, clips.video, strict=True):
+                write_clip(folder / job["file_name"], video, clips.fps)
+    progress(len(jobs), len(jobs))
+    model = config.generator.model if adapter is None else f"{config.generator.model} + round {number - 1}"
+    write_metadata(folder, [{**job, "generator": model} for job in jobs])
+
+
+def selected_gain(takes: TakesFolder, selection: Selection, columns: list[str]) -> dict[str, Any]:
+    """Mean score of all takes and of the winners, by column: what selection bought, by the selector's own account."""
+    wide = takes.wide(columns)
+    won = wide[wide["take"].isin(selection.winners.loc[selection.winners["rank"] == 1, "take"])]
+    return {name: {"all": float(wide[name].mean()), "winners": float(won[name].mean())} for name in columns}

@@ -4,7 +4,7 @@ Three sets: ``plain`` (pictures only), ``flow`` (metrics on optical flow), ``ref
 other side is what one writes with those libraries (``scoring_speed_baseline.py``): each metric loads the clip with PyAV
 and works on whole clips. ``decoded once`` takes off what it spends on loading in all metrics but the first, so that
 what sharing the decoder brings is told from what the code brings. One thread, one process, in turns, medians; peaks of
-memory in processes of their own, above what their imports take.
+memory (Linux) in processes of their own, above what their imports and two frames take.
 
 The same numbers are asserted first, on the same frames. ``reelign`` decodes with exact rounding of colours, which is
 slower than PyAV's default, and pays for it here.
@@ -21,7 +21,6 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -162,14 +161,16 @@ def peak_bytes(group: str, side: str, path: str, copy: str, frames: int) -> int:
 
 
 def own_peak(group: str, side: str, path: str, copy: str, frames: int) -> int:
-    def resident() -> int:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
     # What lazy imports and first calls take is not the clip's.
-    sides(path, copy, 4)[group, side]()
-    before = resident()
+    sides(path, copy, 2)[group, side]()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
     sides(path, copy, frames)[group, side]()
-    return resident() - before
+    return status("VmHWM") - before
 
 
 PASSES = {"plain": len(baseline.PLAIN), "flow": len(baseline.WITH_FLOW), "reference": len(baseline.FULL_REFERENCE)}
@@ -197,7 +198,7 @@ def summary(rows: list[dict[str, object]], unit: str) -> dict[str, dict[str, flo
 
 def show(result: dict[str, object], console: Console) -> None:
     table = Table(title=f"seconds of processor time, first {result['frames']} frames of each of two clips")
-    for name in ("set", "reelign", "libraries", "ratio", "decoded once", "passes", "peak MB", "libraries' peak MB"):
+    for name in ("set", "reelign", "libraries", "ratio", "decoded once", "passes", "MB", "libraries' MB"):
         table.add_column(name, justify="left" if name == "set" else "right")
     for group, row in result["processor_s"].items():
         peaks = [f"{value / 1e6:.0f}" for value in result["peak_bytes"].get(group, {}).values()]

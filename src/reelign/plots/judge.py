@@ -24,8 +24,11 @@ def judge_figure(card: Mapping[str, Any]) -> Figure:
     """
     importance = card["importance"]
     with mpl.rc_context(STYLE):
-        size = (WIDTH, max(HEIGHT, 1.2 + ROW * len(importance)))
-        figure = Figure(figsize=size, layout="constrained")
+        if not importance:  # a network reads no scores
+            figure = Figure(figsize=(HEIGHT * 1.2, HEIGHT), layout="constrained")
+            _reliability(figure.subplots(), card["held-out"]["reliability"])
+            return figure
+        figure = Figure(figsize=(WIDTH, max(HEIGHT, 1.2 + ROW * len(importance))), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
         _reliability(left, card["held-out"]["reliability"])
         _importance(right, importance)

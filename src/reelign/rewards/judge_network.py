@@ -22,6 +22,7 @@ Run: ``reelign judge fit TAKES --labels labels.csv --model network --out judge/`
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -285,7 +286,7 @@ class JudgeNetwork:
         optimiser = None if self._optimiser is None else self._optimiser.state_dict()
         return {
             "head": {name: value.clone() for name, value in self.head.state_dict().items()},
-            "optimiser": optimiser,
+            "optimiser": copy.deepcopy(optimiser),  # torch hands out the tensors that it goes on changing
             "random": self.random.get_state(),
             "centre": self.centre,
             "spread": self.spread,

@@ -1,13 +1,13 @@
 """Planted defects in real clips: how many the rejecter finds, and how many untouched takes it condemns.
 
 Each real clip gives 12 takes: windows of 20 frames at its own rate, cropped to 88 to 96 % of the picture at a random
-place, mirrored or not, short side 160, as takes of one request differ. Of each take a second version is made with each
-defect planted (freeze, flicker, blur, cut, colour shift, truncated file), at a weak, medium or strong strength by turns,
-and written as H.264 by the package's own writer. All files are scored with the package's metrics. Then groups of 12 are
+place, mirrored or not, short side 160, as takes of one request differ. Of each take a second version is made for each
+defect (freeze, flicker, blur, cut, colour shift, truncated file), at a weak, medium or strong strength by turns, and
+written as H.264 by the package's own writer. All files are scored with the package's metrics. Then groups of 12 are
 put together as a user would have them: 3 takes (a quarter) are planted versions, the others untouched, every planted
 version being judged once; and ``reject_takes`` judges each group.
 
-Half of the clips is for developing: which metrics have a bad side, and their smallest spreads (selection/directed.py),
+Half of the clips is for developing: which metrics have a bad side, and their smallest spreads (selection/directed.py)
 were chosen on them, and limits are calibrated on their untouched takes. The other half is only tested. Both clips of a
 pair are in one half. Told apart:
 
@@ -27,7 +27,9 @@ import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sklearn.ensemble import IsolationForest
 
 from reelign.catalogue import resolve
 from reelign.errors import DataError
 from reelign.metrics.clip import Undefined, measure
 from reelign.metrics.statistics import wilson
+from reelign.selection.directed import STANDARD
 from reelign.selection.gates import GateOptions
 from reelign.selection.outliers import Limits
 from reelign.selection.reject import RejectOptions, limits_of, reject_takes
@@ -68,6 +72,7 @@ STRENGTHS = ("weak", "medium", "strong")
 
 Video = NDArray[np.float32]  # [T,H,W,3] in [0,1]
 Plant = Callable[[Video, float, Video], Video]
+Judge = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def freeze(video: Video, frames: float, other: Video) -> Video:
@@ -167,6 +172,11 @@ def truncate(source: Path, path: Path, share: float) -> None:
     path.write_bytes(data[: int(len(data) * (1 - share))])
 
 
+def rows_of(name: str, other: str, folder: Path) -> list[dict[str, Any]]:
+    """``make_source`` as a list, for another process."""
+    return list(make_source(name, other, folder))
+
+
 def make_source(name: str, other: str, folder: Path, takes: int = TAKES) -> Iterator[dict[str, Any]]:
     """Write every version of every take of a clip; yields a row a file."""
     video, fps = load(name)
@@ -197,32 +207,40 @@ def make_source(name: str, other: str, folder: Path, takes: int = TAKES) -> Iter
                "strength": "strong", "change": 255.0}  # fmt: skip
 
 
-METRICS = ("facts", "freezes", "cuts", "colour_steadiness", "motion_compensated_flicker", "sharpness", "exposure")
+METRICS = ("facts", "freezes", "cuts", "colour_steadiness", "motion_compensated_flicker", "sharpness", "clipping")
 
 
-def score_file(path: Path, fps: float, metrics: Sequence[Any]) -> dict[str, Any]:
+def score_file(path: Path, fps: float, names: Sequence[str]) -> dict[str, Any]:
     """Every value of a file, NaN where undefined, and in ``broken`` why it cannot be read."""
+    metrics = [resolve("metric", name)() for name in names]
     stream = FrameStream(path, eight_bits=True)
     try:
         values = measure(stream, fps, metrics)
         stream.check()
     except DataError as error:
-        return {"broken": str(error).replace(f"{path.parent}/", "")}
+        return {"file": path.name, "broken": str(error).replace(f"{path.parent}/", "")}
     numbers = {name: np.nan if isinstance(value, Undefined) else float(value) for name, value in values.items()}
-    return {**numbers, "broken": ""}
+    return {**numbers, "file": path.name, "broken": ""}
 
 
-def score_all(rows: pd.DataFrame, folder: Path, names: Sequence[str] = METRICS) -> pd.DataFrame:
+def many(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], processes: int, what: str) -> Iterator[Any]:
+    """What ``work`` gives for each of the jobs, in order."""
+    if processes == 1:
+        yield from (work(*job) for job in track(jobs, what, console=console, transient=True))
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        found = pool.map(work, *zip(*jobs, strict=True))
+        yield from track(found, what, total=len(jobs), console=console, transient=True)
+
+
+def score_all(rows: pd.DataFrame, folder: Path, names: Sequence[str] = METRICS, processes: int = 1) -> pd.DataFrame:
     """The rows with their scores; those of earlier runs are kept in ``scores.parquet`` beside the files."""
     cache = folder / "scores.parquet"
     done = pd.read_parquet(cache) if cache.is_file() else pd.DataFrame(columns=["file"])
-    metrics = [resolve("metric", name)() for name in names]
-    values = {value for metric in metrics for value in metric.card.values}
+    values = {value for name in names for value in resolve("metric", name).card.values}
     fresh = rows if not values <= set(done.columns) else rows[~rows["file"].isin(done["file"])]
-    scored = [
-        {"file": row.file, **score_file(folder / row.file, row.fps, metrics)}
-        for row in track(list(fresh.itertuples()), "scoring", console=console, transient=True)
-    ]
+    jobs = [(folder / file, fps, tuple(names)) for file, fps in zip(fresh["file"], fresh["fps"], strict=True)]
+    scored = list(many(score_file, jobs, processes, "scoring"))
     table = pd.concat([done[~done["file"].isin(fresh["file"])], pd.DataFrame(scored)], ignore_index=True)
     table.to_parquet(cache)
     return rows.merge(table, on="file", how="left")
@@ -274,10 +292,23 @@ def calibrated(table: pd.DataFrame, sources: Sequence[str], options: RejectOptio
     return limits_of(accepted.reset_index(drop=True), options)
 
 
-def judge_all(table: pd.DataFrame, sources: Sequence[str], limits: Limits, options: RejectOptions) -> pd.DataFrame:
-    """Every judgement on takes of these sources."""
-    groups = (group for name in sources for group in rounds(table[table["source"] == name]))
-    return pd.concat([judge(group, limits, options) for group in groups], ignore_index=True)
+def forest(group: pd.DataFrame, share: float = 0.15) -> pd.DataFrame:
+    """The rows as the published filter judges them: an isolation forest with a quota; unreadable files are out too."""
+    broken = group["broken"] != ""
+    found = IsolationForest(contamination=share, random_state=42).fit_predict(group.loc[~broken, list(STANDARD)])
+    rejected = broken.copy()
+    rejected[~broken] = found == -1
+    return group.assign(rejected=rejected, why="forest")
+
+
+def judge_all(table: pd.DataFrame, sources: Sequence[str], how: Judge, plain: bool = False) -> pd.DataFrame:
+    """Every judgement on takes of these sources; where ``plain``, on groups of untouched takes only."""
+    parts = (table[table["source"] == name] for name in sources)
+    if plain:
+        groups = [as_group(part[part["defect"] == ""], f"{part['source'].iloc[0]} plain") for part in parts]
+    else:
+        groups = [group for part in parts for group in rounds(part)]
+    return pd.concat([how(group) for group in groups], ignore_index=True)
 
 
 def share(hits: int, count: int) -> dict[str, Any]:
@@ -352,7 +383,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     for kind, parts in result["recall by defect"].items():
         table.add_row(kind, *(cell(parts.get(s)) for s in (*STRENGTHS, "all")))
     console.print(table)
-    for key in ("recall", "precision", "false rejections", "natural cuts found", "freezes with nothing to see, found"):
+    for key in ("recall", "precision", "false rejections", "natural cuts found", "freezes with nothing to see, found",
+                "false rejections in groups without a planted take"):  # fmt: skip
         console.print(f"{key}: {cell(result[key])}", highlight=False)
     console.print({k: round(v, 3) for k, v in result["false rejections"]["by source"].items() if v})
 
@@ -361,26 +393,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "planted-defects")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     names = [*DEVELOP, *TEST]
-    rows = [
-        row
-        for place, name in enumerate(track(names, "writing", console=console, transient=True))
-        for row in make_source(name, names[(place + 3) % len(names)], arguments.work)
-    ]
-    table = score_all(pd.DataFrame(rows), arguments.work)
+    jobs = [(name, names[(place + 3) % len(names)], arguments.work) for place, name in enumerate(names)]
+    rows = [row for rows in many(rows_of, jobs, arguments.processes, "writing") for row in rows]
+    table = score_all(pd.DataFrame(rows), arguments.work, processes=arguments.processes)
     options = RejectOptions(level=LEVEL, gates=GateOptions(frozen=None))
     limits = calibrated(table, DEVELOP, options)
-    halves = {
-        "test": (TEST, limits),
-        "development, limits from the test half": (DEVELOP, calibrated(table, TEST, options)),
-        "test, limits for normal values": (TEST, Limits(LEVEL, {})),
+    halves: dict[str, tuple[Sequence[str], Judge]] = {
+        "test half, calibrated on the other": (TEST, lambda group: judge(group, limits, options)),
+        "test half, limits for normal values": (TEST, lambda group: judge(group, Limits(LEVEL, {}), options)),
+        "development half, limits for normal values": (DEVELOP, lambda group: judge(group, Limits(LEVEL, {}), options)),
+        "test half, isolation forest with contamination 0.15": (TEST, forest),
     }
-    judged = {name: judge_all(table, sources, lim, options) for name, (sources, lim) in halves.items()}
+    judged = {name: judge_all(table, sources, how) for name, (sources, how) in halves.items()}
     results = {name: tally(rows) for name, rows in judged.items()}
-    for name, result in results.items():
-        show(name, result)
+    for name, (sources, how) in halves.items():
+        alone = judge_all(table, sources, how, plain=True)["rejected"]
+        results[name]["false rejections in groups without a planted take"] = share(int(alone.sum()), len(alone))
+        show(name, results[name])
     pd.concat(judged, names=["half"]).reset_index(level=0).to_parquet(arguments.work / "judged.parquet")
     results["collapsed clip"] = collapsed(arguments.work, limits, options)
     results["untouched takes that gate frozen refuses"] = frozen(table)

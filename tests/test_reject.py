@@ -192,6 +192,11 @@ class TestLimits:
         assert limits == sorted(limits, reverse=True)
         assert limits[0] > 3 * limits[-1]
 
+    def test_limits_that_the_documentation_states(self):
+        """docs/reject.md: a level of 2 % over 9 metrics."""
+        limits = [null_limit(size, 0.02 / 9) for size in (5, 8, 12, 32)]
+        assert limits == pytest.approx([13.2, 5.7, 4.5, 3.3], abs=0.06)
+
     @pytest.mark.parametrize("size", [3, 5, 8, 16])
     def test_the_level_is_held_for_normal_values(self, size):
         rng = np.random.default_rng(size)

@@ -93,8 +93,8 @@ class MetricSpec:
 def build_scorers(specs: Sequence[MetricSpec]) -> list[Scorer]:
     """Load metrics and rewards, each with the parameters that are part of its scores' key.
 
-    Those are the options given, the model (its default where none was given) and a fingerprint of the model's files, so
-    that a score by other weights is another score.
+    Those are the options given, the model (its default where none was given) and a fingerprint of every file or folder
+    that an option names, so that a score by other weights is another score.
 
     Raises:
         UnknownNameError, ConfigError, ContractError: as ``build_reward``.
@@ -116,8 +116,9 @@ def _build_scorer(spec: MetricSpec) -> Scorer:
         options["model"] = default.default
     if spec.kind == "reward" and spec.max_frames != MAX_FRAMES:
         options["max_frames"] = spec.max_frames
-    if isinstance(options.get("model"), str) and (mark := fingerprint(options["model"])):
-        options["fingerprint"] = mark
+    files = {name: fingerprint(value) for name, value in options.items() if isinstance(value, str)}
+    if marks := {name: mark for name, mark in sorted(files.items()) if mark}:
+        options["fingerprint"] = marks
     return Scorer(metric, json.dumps(options, sort_keys=True, default=str))
 
 

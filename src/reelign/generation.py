@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ class GenerationJob:
         generator: ready to sample.
         prompts: what is asked.
         out: an empty or new folder.
+        name: of the generator, for the table.
     """
 
     generator: WanGenerator
     prompts: tuple[str, ...]
     out: Path
+    name: str = ""
 
     @staticmethod
     def prepare(
@@ -57,25 +60,38 @@ class GenerationJob:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"the output folder {out} cannot be made: {error.strerror}") from error
-        return GenerationJob(generator, tuple(prompts), out)
+        return GenerationJob(generator, tuple(prompts), out, f"{model} + {adapter}" if adapter else model)
 
     def batches(self, size: int) -> int:
         """How many batches ``run`` makes."""
         return -(-len(self.prompts) // size)
 
     def run(self, seed: int, steps: int | None, guidance_scale: float | None, batch: int) -> Iterator[int]:
-        """Write the clips batch by batch, then ``metadata.csv``; yields the count of clips written so far."""
+        """Write the clips batch by batch, then ``metadata.csv``; yields the count of clips written so far.
+
+        ``frames_per_second`` in the table is the speed of the clip's batch, text, sampling and decoding together.
+        """
         steps = steps or self.generator.default_steps
         scale = self.generator.default_guidance_scale if guidance_scale is None else guidance_scale
         rows: list[dict[str, Any]] = []
         for part in Request(self.prompts).split(batch):
             seeds = [seed + len(rows) + i for i in range(len(part))]
+            began = time.perf_counter()
             clips = generate(self.generator, part, seeds, steps, scale)
+            speed = clips.video.shape[0] * clips.video.shape[1] / (time.perf_counter() - began)
             for prompt, number, video in zip(part.prompts, seeds, clips.video, strict=True):
                 name = f"{len(rows):04d}.mp4"
                 write_clip(self.out / name, video, clips.fps)
                 rows.append(
-                    {"file_name": name, "text": prompt, "seed": number, "steps": steps, "guidance_scale": scale}
+                    {
+                        "file_name": name,
+                        "text": prompt,
+                        "generator": self.name,
+                        "seed": number,
+                        "steps": steps,
+                        "guidance_scale": scale,
+                        "frames_per_second": round(speed, 4),
+                    }
                 )
             yield len(rows)
         write_metadata(self.out, rows)

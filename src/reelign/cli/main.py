@@ -12,12 +12,15 @@ from rich.console import Console
 
 from reelign import __version__
 from reelign.cli import (
+    camera,
     data,
     demo,
     doctor,
     evaluate,
     generate,
     judge,
+    metrics,
+    reject,
     report,
     review,
     rewards,
@@ -41,7 +44,10 @@ app.command()(train.train)
 app.command()(generate.generate)
 app.add_typer(takes.app, name="takes")
 app.command()(score.score)
+app.command()(metrics.metrics)
 app.command()(evaluate.evaluate)
+app.command()(camera.camera)
+app.command()(reject.reject)
 app.command()(review.review)
 app.add_typer(judge.app, name="judge")
 app.command()(select.select)

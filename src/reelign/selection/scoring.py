@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import pandas as pd
 
 from reelign.errors import ConfigError, NonFiniteError, ReelignError, RunFolderError
 from reelign.metrics.clip import Accumulator, ClipInfo, ClipMetric, Frame, MetricCard, Undefined
-from reelign.metrics.reward_metric import RewardMetric
 from reelign.selection.takes import SCORE_COLUMNS, TakesFolder
 from reelign.video_decode import FrameStream
 from reelign.video_io import replacing
@@ -152,6 +151,13 @@ def check_columns(cards: Iterable[MetricCard]) -> None:
         raise ConfigError("scoring needs at least one metric or reward; got none")
 
 
+@runtime_checkable
+class _Capped(Protocol):
+    """A metric that sees only the first frames of a long clip."""
+
+    max_frames: int
+
+
 @dataclass
 class _Running:
     """One metric on one clip: its accumulator, or why it stopped."""
@@ -182,7 +188,7 @@ class _Running:
 
     def note(self, frames: int) -> str:
         metric = self.scorer.metric
-        if isinstance(metric, RewardMetric) and frames > metric.max_frames:
+        if isinstance(metric, _Capped) and frames > metric.max_frames:
             return f"only the first {metric.max_frames} of {frames} frames were scored"
         return ""
 

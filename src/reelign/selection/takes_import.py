@@ -4,6 +4,8 @@ Tables beside the clips are in the ``videofolder`` convention (``file_name`` and
 ``generator`` and ``seed``. In a table of its own, numeric columns beside those become scores, so a selector's CSV
 (``video_name,imaging_quality,…``) gets in whole, with or without its clips.
 
+The speed that ``reelign generate`` measures becomes the score ``generation_speed``, in frames per second.
+
 Takes of one group compete. Where no table names the group it is the prompt, and without a prompt the sub-folder.
 
 Run: ``reelign takes import FOLDER``.
@@ -32,6 +34,7 @@ GROUP_COLUMNS = ("group", "group_id")
 GENERATOR_COLUMNS = ("generator", "model")
 KNOWN = {*FILE_COLUMNS, *GROUP_COLUMNS, *GENERATOR_COLUMNS, *CAPTION_COLUMNS, "seed"}
 UNGROUPED = "all"
+SPEED_COLUMN, SPEED = "frames_per_second", "generation_speed"  # what ``reelign generate`` measures
 
 
 def import_takes(
@@ -48,7 +51,7 @@ def import_takes(
         DataError: nothing to import, or a table that cannot be read.
     """
     place, source = Path(folder), Path(folder if source is None else source)
-    found, scores = _from_table(source) if source.is_file() else (_from_folder(source), {})
+    found, scores = _from_table(source) if source.is_file() else _from_folder(source)
     if not found:
         raise DataError(
             f"takes come from clips ({', '.join(CLIP_SUFFIXES)}) or a table that names some; {source} has none"
@@ -78,10 +81,13 @@ def _new(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     return rows[pd.Series([key not in there for key in keys(rows)], rows.index, dtype=bool)]
 
 
-def _from_folder(folder: Path) -> dict[Path, Mapping[str, Any]]:
+def _from_folder(folder: Path) -> tuple[dict[Path, Mapping[str, Any]], dict[Path, dict[str, float]]]:
     rows = rows_beside(folder)
-    clips = find_clips(folder)
-    return {path: rows.get(path.relative_to(folder).as_posix(), {}) for path in clips}
+    found: dict[Path, Mapping[str, Any]] = {
+        path: rows.get(path.relative_to(folder).as_posix(), {}) for path in find_clips(folder)
+    }
+    speeds = {path: _number(row.get(SPEED_COLUMN)) for path, row in found.items()}
+    return found, {path: {SPEED: speed} for path, speed in speeds.items() if speed is not None}
 
 
 def _from_table(table: Path) -> tuple[dict[Path, Mapping[str, Any]], dict[Path, dict[str, float]]]:

@@ -24,6 +24,7 @@ from reelign.errors import DataError, ModelError, UnknownNameError
 ZOO = ("tiny-wan", "tiny-clip", "tiny-videomae")
 PREFIX = "zoo:"
 MEASURED_FILE = "measured.json"
+LONGEST_PATH = 250  # characters; asking the system about a longer one is an error
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 WEIGHTS = Path(__file__).parent / "weights"
 # Where transformers writes how pixels are prepared, oldest layout first; the last one nests it.
@@ -48,11 +49,13 @@ def fingerprint(model: str) -> str:
     """A short mark of a model's weight files: 16 hexadecimal digits over their names, sizes, first and last 64 KiB.
 
     Other weights give another mark, unless they differ only in the middle of large files. Empty for what is not a file
-    or folder here, for example a hub id.
+    or folder here, for example a hub id or a sentence.
 
     Args:
         model: ``zoo:NAME``, a file or a folder.
     """
+    if len(model) > LONGEST_PATH:
+        return ""
     place = packaged_folder(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else Path(model).expanduser()
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in WEIGHT_SUFFIXES)
     mark = hashlib.sha256()

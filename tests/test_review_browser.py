@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from review_takes import CHROMIUM, PROMPTS, Server, make_takes
@@ -252,6 +253,33 @@ def label(people: list[Person], times: int) -> None:
         for person in people:
             until(lambda person=person: sources(person.page), "a pair on the screen")
             person.label()
+
+
+def test_signing_in_and_out_of_a_shared_review(browser, takes):
+    """The printed address signs in and forgets the token; answers made while signed out are kept and sent later."""
+    token = "t" * 20 + "+/ %"
+    server = Server(takes, ("--token", token, "--repeats", "0")).start()
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(f"{server.url}/compare")
+        assert "/sign-in?next=/compare" in page.url
+        page.goto(f"{server.url}/sign-in#{quote(token)}")
+        page.wait_for_url(f"{server.url}/")
+        sign(page, server, "guest")
+        before = stored(takes, "guest")
+        context.clear_cookies(name="reelign_session")
+        page.keyboard.press("1")
+        until(lambda: "kept here; sign in again" in page.inner_text("#status"), "signed out")
+        page.click("#sign-in a")
+        page.fill("#token", token)
+        page.click("main button")
+        page.wait_for_url(f"{server.url}/compare")
+        saved(page, 1)
+        assert (len(before), len(stored(takes, "guest"))) == (0, 1)
+    finally:
+        context.close()
+        server.stop()
 
 
 def test_a_prompt_is_text(open_page):

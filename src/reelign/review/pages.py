@@ -137,7 +137,9 @@ def _task_page(request: Request, task: str, template: str) -> Response:
     if not annotator_of(request):
         return HTMLResponse(desk.render("name", request, next=request.url.path))
     wording = desk.settings.wording(task)
-    return HTMLResponse(desk.render(template, request, axes=wording, choices=desk.settings.choices(task)))
+    return HTMLResponse(
+        desk.render(template, request, axes=wording, choices=desk.settings.choices(task), review=desk.review)
+    )
 
 
 def _totals(request: Request) -> dict[str, Any]:

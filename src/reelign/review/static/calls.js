@@ -37,9 +37,10 @@ export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 // Sends entries one after the other, in order, as often as it takes. Entries survive a reload; sending one twice is
 // harmless, because the server knows its identity.
 export class Outbox extends EventTarget {
-  constructor(annotator, task) {
+  // name: of the task, the review and the annotator; another review on the same address has an outbox of its own.
+  constructor(name) {
     super();
-    this.key = `reelign outbox ${task} ${annotator}`;
+    this.key = `reelign outbox ${name}`;
     this.sending = false;
     window.addEventListener("online", () => this.wake && this.wake());
   }

@@ -41,6 +41,8 @@ export class Player {
     this.onChange();
     const turn = ++this.turn;
     await this.ready();
+    this.clips = this.clips.filter(({ video }) => !video.error);
+    if (!this.clips.length) return;
     const ended = this.clips.every(({ video }) => video.ended);
     if (fromStart || ended) await this.seek(() => 0);
     else await this.align();

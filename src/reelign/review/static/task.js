@@ -9,14 +9,14 @@ const HISTORY = 50;
 const SHORTCUTS = "reelign shortcuts off";
 
 const page = document.querySelector("[data-task]");
-const { task, annotator } = page.dataset;
+const { task, annotator, review } = page.dataset;
 const axes = JSON.parse(page.dataset.axes);
 const choices = JSON.parse(page.dataset.choices);
 const at = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-const outbox = new Outbox(annotator, task);
-const historyKey = `reelign history ${task} ${annotator}`;
+const outbox = new Outbox(`${task} ${review} ${annotator}`);
+const historyKey = `reelign history ${task} ${review} ${annotator}`;
 let queue = []; // questions to come, the first is on the screen
 let view = null; // {question, clips, player}
 let given = {}; // axis -> choice
@@ -86,19 +86,24 @@ function show() {
 
 function fillSide(side, clip, shape) {
   const frame = at(`frame-${side}`);
-  frame.style.aspectRatio = shape;
+  frame.style.setProperty("--ratio", shape);
   if (clip.video) {
     clip.video.classList.toggle("tiny", clip.width <= 256); // show pixels, not a blur, of small clips
+    clip.video.addEventListener("error", () => clip.video.error && showProblem(frame, "this browser cannot decode it"));
     clip.video.setAttribute("aria-label", `${task === "pair" ? `${side} take` : "take"}, ${clip.frames} frames`);
     frame.replaceChildren(clip.video);
   } else {
-    const text = document.createElement("p");
-    text.className = "problem";
-    text.textContent = `This take cannot be played: ${clip.problem}`;
-    frame.replaceChildren(text);
+    showProblem(frame, clip.problem);
   }
   const length = clip.fps ? `${(clip.frames / clip.fps).toFixed(1)} s · ${clip.frames} frames` : "";
   at(`facts-${side}`).textContent = [length, clip.note].filter(Boolean).join(" · ");
+}
+
+function showProblem(frame, reason) {
+  const text = document.createElement("p");
+  text.className = "problem";
+  text.textContent = `This take cannot be played: ${reason}`;
+  frame.replaceChildren(text);
 }
 
 function showPlaying() {

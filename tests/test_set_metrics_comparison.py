@@ -233,6 +233,8 @@ class TestComparable:
         with pytest.raises(DataError, match="another number of clips are not comparable; got 20 and 10"):
             comparable(self.result("frechet_videomae"), self.result("frechet_videomae", clips=10))
         comparable(self.result(), self.result(clips=10))  # unbiased
+        with pytest.raises(DataError, match="another number of clips"):
+            comparable(self.result("cmmd", family="clip"), self.result("cmmd", clips=10, family="clip"))
 
     def test_survives_json(self) -> None:
         found = self.result()
@@ -274,8 +276,15 @@ class TestScores:
         assert found.low < 1 < found.high
 
     def test_no_prompt_is_no_pair(self) -> None:
-        (found,) = compare_scores(takes([1.0, 2.0], prompts=["", ""]), takes([2.0, 3.0], prompts=["", ""]), ["score"])  # type: ignore[arg-type]
+        before, after = (takes(values, seeds=(0, 1)).assign(prompt="") for values in ([1.0, 2.0], [2.0, 3.0]))
+        (found,) = compare_scores(before, after, ["score"])
         assert found.kind == "unpaired"
+
+    def test_a_doubled_key_pairs_with_nothing(self) -> None:
+        after = takes([9.0, 9.0, 2.0, 3.0, 4.0], prompts="aabcd")
+        (found,) = compare_scores(takes([1.0, 2.0, 3.0, 4.0], prompts="abcd"), after, ["score"])
+        assert (found.kind, found.n_before, found.delta) == ("paired", 3, 0)
+        assert found.reason == "3 takes have no partner with a value"
 
     def test_missing_is_counted_and_never_zero(self) -> None:
         (found,) = compare_scores(takes([1.0, np.nan, 4.0, 5.0]), takes([2.0, 3.0, 5.0, 5.0]), ["score"])

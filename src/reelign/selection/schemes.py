@@ -214,11 +214,9 @@ def _balanced(ledger: Ledger, among: Sequence[int], count: int) -> Pairs:
     circle, table = _circle(among), ledger.met
     met = np.array([table[pair] for pair in circle])
     pairs: Pairs = []
-    for _ in range(count):
-        least = int(np.argmin(met))
-        if not ledger.votes and met[least]:
-            break
-        pairs.append(circle[least])
+    while len(pairs) < count and len(circle) and (ledger.votes or not met.min()):
+        least = np.flatnonzero(met == met.min())[: count - len(pairs)]
+        pairs += [circle[index] for index in least]
         met[least] += 1
     return pairs
 

@@ -151,7 +151,8 @@ def figure(data: Path, out: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("frame", fontsize=8)
-    axes[0, 0].legend(fontsize=8, loc="center left")
+    handles, names = axes[0, 2].get_legend_handles_labels()
+    axes[0, 2].legend(handles, names, fontsize=8, loc="lower right")
     fig.savefig(out, dpi=110)
 
 
@@ -163,18 +164,24 @@ def draw(axis: Any, data: Path, name: str, file: str, backwards: bool) -> None:
     column = PRIMITIVES.index(name)
     guess = np.concatenate([[0], found.steps[:, column].cumsum()])
     if name in ("truck", "dolly"):
-        real = true[:, {"truck": 0, "dolly": 2}[name], 3]
+        place = {"truck": 0, "dolly": 2}[name]
+        real, guess = true[:, place, 3], found.poses[:, place, 3]
         guess, real = guess / np.abs(guess).max(), real / np.abs(real).max()
     elif name == "zoom":
-        amount = np.linspace(1, 1.45, len(true)) if file == "zoom_in" else np.linspace(1, 1 / 1.45, len(true))
-        real = np.log(amount)
+        rows = [row for row in csv.DictReader((data / "poses.csv").open()) if row["file"] == f"{file}.mp4"]
+        real = np.log([float(row["fx"]) / float(rows[0]["fx"]) for row in rows])
     else:
         turns = invert(true[:-1]) @ true[1:]
         places = {"pan": (0, 2), "tilt": (2, 1), "roll": (1, 0)}[name]
         real = np.degrees(np.concatenate([[0], np.arcsin(turns[:, places[0], places[1]]).cumsum()]))
     axis.plot(real, color="0.75", linewidth=5, label="true", solid_capstyle="round")
     axis.plot(guess, color="C0", linewidth=1.4, label="estimated")
-    axis.annotate(file.replace("_", " ") + (", backwards" if backwards else ""), (0, real[-1]), fontsize=7, color="0.3")
+    label = file.replace("_", " ") + (", backwards" if backwards else "")
+    up = real[-1] > 0
+    axis.annotate(
+        label, (len(real) * 0.55, real[-1] * 0.55), xytext=(-4, 8 if up else -8), textcoords="offset points",
+        fontsize=7, color="0.3", ha="right", va="bottom" if up else "top",
+    )  # fmt: skip
 
 
 def rounded(value: Any) -> Any:

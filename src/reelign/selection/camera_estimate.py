@@ -45,8 +45,9 @@ class CameraEstimate:
     Args:
         method: which estimator.
         frames: indices of the T frames used.
-        steps: the seven primitives between them [T−1,7]; no rows where it abstains.
-        poses: camera-to-world [T,4,4], relative to the first; translation in median scene depths.
+        steps: the seven primitives between them [T−1,7], lengths in the median depth of their moment; no rows where it
+            abstains.
+        poses: camera-to-world [T,4,4], relative to the first; translation in median scene depths of the first frame.
         confidence: 0 to 1; the share of what was tracked that the model explains, less where it was little.
         inliers: tracks explained in each step.
         fov_deg: the horizontal field of view of the first frame that was assumed or fitted.
@@ -101,6 +102,17 @@ def poses_from_steps(steps: Array) -> Array:
     """The trajectory [T,4,4] of the seven primitives of each step [T−1,7]; zoom leaves the pose alone."""
     turns = [np.asarray(cv2.Rodrigues(row)[0], float) for row in np.radians(steps[:, [TILT, PAN, ROLL]])]
     return from_steps(turns, list(steps[:, [TRUCK, PEDESTAL, DOLLY]] * [1, -1, 1]))
+
+
+def in_first_depths(steps: Array) -> Array:
+    """Steps [T−1,7] with their lengths, each in the median depth of its moment, all in that of the first frame.
+
+    A camera that goes forward by a share d of the depth has 1 − d of it left.
+    """
+    left = np.cumprod(1 - np.clip(steps[:, DOLLY], None, 0.9))
+    scaled = steps.copy()
+    scaled[1:, TRUCK:] *= left[:-1, None]
+    return scaled
 
 
 def spread_indices(count: int, most: int) -> list[int]:

@@ -40,6 +40,7 @@ from reelign.selection.camera_estimate import (
     Picture,
     abstain,
     focal_px,
+    in_first_depths,
     poses_from_steps,
     visible,
 )
@@ -267,7 +268,7 @@ def _assemble(windows: Sequence[Window], frames: Sequence[int], inliers: Sequenc
         METHOD,
         tuple(frames),
         steps,
-        poses_from_steps(steps),
+        poses_from_steps(in_first_depths(steps)),
         confidence=float(shares @ lengths / lengths.sum()) * count,
         inliers=tuple(inliers),
         fov_deg=fov,

@@ -32,6 +32,7 @@ from reelign.selection.camera_estimate import (
     Picture,
     abstain,
     focal_px,
+    in_first_depths,
     poses_from_steps,
 )
 from reelign.selection.camera_models import Array, Turn, depths, fit_turn, is_flat, vector_of
@@ -88,7 +89,7 @@ def estimate_odometry(
         METHOD,
         tuple(frames[key] for key in keys),
         np.stack(steps),
-        poses_from_steps(np.stack(steps)),
+        poses_from_steps(in_first_depths(np.stack(steps))),
         confidence=confidence,
         inliers=tuple(inliers),
         fov_deg=fov_deg,

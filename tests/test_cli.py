@@ -11,7 +11,10 @@ import pytest
 import yaml
 from conftest import SHARED
 
-COMMANDS = ("demo", "train", "generate", "score", "report", "data", "zoo", "rewards", "doctor")
+COMMANDS = (
+    "demo", "train", "generate", "takes", "score", "metrics", "evaluate", "camera", "reject", "review",
+    "judge", "select", "selfplay", "report", "data", "zoo", "rewards", "doctor",
+)  # fmt: skip
 
 
 def reelign(*arguments, cwd):
@@ -124,12 +127,13 @@ def test_score_on_real_and_hostile_clips(tmp_path):
     if not clips.is_dir():
         pytest.skip(f"the shared clips are not here: {clips}")
     rewards = "brightness_range,temporal_smoothness"
-    result = reelign("score", clips, "--rewards", rewards, "--out", "scores.parquet", cwd=tmp_path)
+    result = reelign("score", clips, "--takes", "t", "--rewards", rewards, "--out", "scores.parquet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     import pandas as pd
 
-    table = pd.read_parquet(tmp_path / "scores.parquet").set_index("file")
-    assert list(table.columns) == ["status", "reason", "brightness_range", "temporal_smoothness"]
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    table = table.assign(file=[os.path.relpath(file, clips) for file in table["file"]]).set_index("file")
+    assert list(table.columns) == ["prompt", "group", "status", "reason", "brightness_range", "temporal_smoothness"]
     broken = {f"hostile/{n}" for n in ("zero_byte.mp4", "text_named.mp4", "truncated_no_index.mp4")}
     assert set(table.index[table.status == "error"]) >= broken
     assert (table.reason[table.status == "error"].str.len() > 10).all()

@@ -149,6 +149,10 @@ def test_tables_that_cannot_be_imported(tmp_path, text, rule):
 def test_no_table_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="reelign takes import"):
         TakesFolder(tmp_path)
+    empty = TakesFolder(tmp_path, create=True)
+    assert len(empty.wide()) == len(empty.scores()) == len(empty.current_scores()) == 0
+    with pytest.raises(DataError, match="it has none yet"):
+        empty.wide(["sharpness"])
 
 
 def test_a_clip_is_decoded_once_and_never_again(folder):

@@ -30,6 +30,7 @@ TABLE: dict[str, dict[str, str]] = {
         "brightness_range": "reelign.rewards.brightness_range:BrightnessRange",
         "colour_coverage": "reelign.rewards.colour_coverage:ColourCoverage",
         "compressibility": "reelign.rewards.compressibility:Compressibility",
+        "judge_network": "reelign.rewards.judge_network:JudgeNetwork",
     },
     "generator": {
         "wan": "reelign.generators.wan:load_wan",
@@ -41,19 +42,25 @@ TABLE: dict[str, dict[str, str]] = {
         "best_of_n": "reelign.algorithms.best_of_n:BestOfN",
     },
     "metric": {
+        "facts": "reelign.metrics.integrity:Facts",
         "temporal_flickering": "reelign.metrics.flicker:TemporalFlickering",
         "motion_compensated_flicker": "reelign.metrics.flicker:MotionCompensatedFlicker",
         "motion_smoothness": "reelign.metrics.smoothness:MotionSmoothness",
         "dynamic_degree": "reelign.metrics.dynamics:DynamicDegree",
         "histogram_consistency": "reelign.metrics.consistency:HistogramConsistency",
         "sharpness": "reelign.metrics.picture_quality:Sharpness",
+        "blur": "reelign.metrics.picture_quality:Blur",
         "blockiness": "reelign.metrics.picture_quality:Blockiness",
         "exposure": "reelign.metrics.picture_quality:Exposure",
+        "clipping": "reelign.metrics.picture_quality:Clipping",
         "colourfulness": "reelign.metrics.picture_quality:Colourfulness",
         "colour_steadiness": "reelign.metrics.drift:ColourSteadiness",
         "freezes": "reelign.metrics.integrity:Freezes",
         "cuts": "reelign.metrics.integrity:Cuts",
-        "facts": "reelign.metrics.integrity:Facts",
+        "camera_obedience": "reelign.metrics.camera_obedience:CameraObedience",
+    },
+    # Metrics too, but of models that the user names: their classes bring in transformers.
+    "model_metric": {
         "subject_consistency": "reelign.metrics.consistency_models:SubjectConsistency",
         "background_consistency": "reelign.metrics.consistency_models:BackgroundConsistency",
         "clip_score": "reelign.metrics.clip_score:ClipScoreMetric",
@@ -73,7 +80,7 @@ def names(kind: str) -> list[str]:
     """Every name of a kind, built in or installed, in alphabetical order.
 
     Args:
-        kind: ``reward``, ``metric``, ``generator``, ``algorithm`` or ``measure``.
+        kind: ``reward``, ``metric`` (``model_metric`` among them), ``generator``, ``algorithm`` or ``measure``.
     """
     return sorted(_targets(kind))
 
@@ -98,7 +105,7 @@ def _targets(kind: str) -> dict[str, str]:
     if kind not in TABLE:
         raise UnknownNameError("kind of name", kind, TABLE)
     installed = {point.name: point.value for point in metadata.entry_points(group=f"reelign.{kind}")}
-    return installed | TABLE[kind]
+    return installed | TABLE[kind] | (TABLE["model_metric"] if kind == "metric" else {})
 
 
 def _import(kind: str, target: str) -> Any:

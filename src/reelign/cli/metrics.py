@@ -21,10 +21,11 @@ def metrics(
     from reelign.errors import UnknownNameError
 
     cards = {card.name: card for card in metric_cards()}
-    if name is not None and name not in TABLE["metric"]:
-        raise UnknownNameError("metric", name, TABLE["metric"])
+    known = [*TABLE["metric"], *TABLE["model_metric"]]
+    if name is not None and name not in known:
+        raise UnknownNameError("metric", name, known)
     table = Table("metric", "values", "unit", "better", "definition")
-    for key in TABLE["metric"] if name is None else [name]:
+    for key in known if name is None else [name]:
         card = cards.get(key)
         if card is None:
             table.add_row(key, "", "", "", "needs weights: --set " + key + ".model=FOLDER; see docs/metrics_models.md")

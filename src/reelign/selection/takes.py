@@ -116,6 +116,8 @@ class TakesFolder:
         if missing := [name for name in wanted if name not in known]:
             has = ", ".join(known) or "none yet"
             raise DataError(f"scores to use must be computed; {self.path} has no {', '.join(missing)} (it has {has})")
+        if not wanted:
+            return self.takes()
         values = scores.pivot(index=["take", "prompt"], columns="metric", values="value").reindex(columns=wanted)
         return self.takes().join(values.rename_axis(columns=None).astype("float64"), on=["take", "prompt"])
 

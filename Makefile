@@ -36,10 +36,17 @@ bench: install
 	$(BIN)/python benchmarks/reward_gradient_step.py --compile
 	$(BIN)/python benchmarks/shapes_instrument.py
 	$(BIN)/python benchmarks/frame_decoding.py
+	$(BIN)/python benchmarks/scoring_speed.py
+	$(BIN)/python benchmarks/set_metrics.py
+	$(BIN)/python benchmarks/set_metrics_clips.py
+	$(BIN)/python benchmarks/camera_moves.py
 
 studies: install
 	$(BIN)/python benchmarks/guard_calibration.py
 	$(BIN)/python benchmarks/studies.py objective chain
+	$(BIN)/python benchmarks/planted_defects.py
+	$(BIN)/python benchmarks/tournaments.py
+	$(BIN)/python benchmarks/selfplay_run.py
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'

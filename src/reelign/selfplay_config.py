@@ -47,12 +47,12 @@ class ScoringOptions(_Section):
     """What is scored besides the rewards, and where.
 
     Args:
-        metrics: names; the gates and outliers of rejecting look at them.
+        metrics: names; the gates and outliers of rejecting look at them. As given, what the gates need and two more.
         on: ``here``, ``pool`` or ``ray``.
         workers: processes.
     """
 
-    metrics: tuple[str, ...] = ("facts", "exposure", "freezes", "temporal_flickering")
+    metrics: tuple[str, ...] = ("facts", "clipping", "freezes", "temporal_flickering", "sharpness")
     on: Literal["here", "pool", "ray"] = "here"
     workers: int | None = Field(None, ge=1)
 

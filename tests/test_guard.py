@@ -214,7 +214,8 @@ def test_a_rollback_lowers_the_rate_and_goes_on(random_wan_folder, tmp_path, fal
     assert finished
     record = json.loads((tmp_path / "run" / "guard.json").read_text())
     assert [decision["action"] for decision in record["decisions"]] == ["roll back", "stop"]
-    assert run.algorithm.optimisation.optimiser.param_groups[0]["lr"] == pytest.approx(1e-2)  # the second rollback restored the base
+    rate = run.algorithm.optimisation.optimiser.param_groups[0]["lr"]
+    assert rate == pytest.approx(1e-2)  # the second rollback restored the base
 
 
 def test_off_and_warn_change_nothing(random_wan_folder, tmp_path, falling):

@@ -35,7 +35,7 @@ from reelign.video_decode import EXACT, FrameStream, Picture, Size
 CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".m4v")
 GIF_MAX_FPS = 50  # browsers show shorter delays than 20 ms at 10 frames a second
 BT709 = 1  # in the colour fields of H.264 (ITU-T H.273)
-# With its macroblock tree x264 gives other bytes each time for small noisy pictures, and takes are known by their bytes.
+# Takes are known by their bytes; with its macroblock tree x264 gives others each time for small noisy pictures.
 REPEATABLE = "mbtree=0"
 LIMITED_RANGE = 1  # luma 16 to 235, what players expect
 

@@ -60,4 +60,5 @@ def checked(values: ArrayLike) -> Features:
 def _factor(features: Features) -> Features:
     """F [min(N,d),d] with FᵀF the covariance of ``features`` [N,d]."""
     centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+    factor: Features = np.asarray(np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred)
+    return factor

@@ -15,6 +15,7 @@ from reelign.errors import ConfigError
 if TYPE_CHECKING:
     from reelign.selection.reject import RejectOptions, Verdicts
 
+NOTES = 8  # on the screen
 SHOWN = 40  # rows on the screen; the rest is in the files
 console = Console()
 
@@ -106,8 +107,10 @@ def _show(verdicts: Verdicts) -> None:
         for row in verdicts.rejected.head(SHOWN).itertuples():
             table.add_row(escape(row.file), row.gate, escape(row.reason))
         console.print(table)
-    for note in verdicts.notes:
+    for note in verdicts.notes[:NOTES]:
         console.print(f"[dim]note: {escape(note)}[/]")
+    if len(verdicts.notes) > NOTES:
+        console.print(f"[dim]{len(verdicts.notes) - NOTES} more notes of the kind are on the page[/]")
     kept, advice = verdicts.kept["take"].nunique(), verdicts.advice["take"].nunique()
     parts = [f"{count} of {verdicts.takes} takes rejected"]
     parts += [f"{kept} kept by people"] if kept else []

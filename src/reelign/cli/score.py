@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reelign.selection.takes import TakesFolder
 
 SHOWN = 40  # rows on the screen; the rest is in the file
+WIDEST = 6  # values of which each clip gets a row
 console = Console()
 
 
@@ -119,8 +120,11 @@ def _columns(specs: list[MetricSpec]) -> list[str]:
 def _show(takes: TakesFolder, specs: list[MetricSpec], done: int) -> None:
     from reelign.selection.scoring import scored_table
 
-    scores = scored_table(takes, _columns(specs))
-    console.print(_table(scores))
+    columns = _columns(specs)
+    scores = scored_table(takes, columns)
+    console.print(_table(scores) if len(columns) <= WIDEST else _summary(scores, columns))
+    if len(columns) > WIDEST:
+        _show_reasons(scores)
     failed = int((scores["status"] == "error").sum())
     console.print(f"{len(scores) - failed} of {len(scores)} clips scored", end="; " if failed else "\n")
     if failed:
@@ -128,6 +132,24 @@ def _show(takes: TakesFolder, specs: list[MetricSpec], done: int) -> None:
     console.print(
         f"{done} computed now, the rest was there; table: {takes.path}", soft_wrap=True, highlight=False, markup=False
     )
+
+
+def _summary(scores: DataFrame, columns: list[str]) -> Table:
+    """A row a value, where a row a clip would be too wide for any screen."""
+    table = Table("value", "clips", "least", "median", "mean", "most", box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        there = scores[name].dropna()
+        numbers = (there.min(), there.median(), there.mean(), there.max()) if len(there) else ()
+        table.add_row(name, str(len(there)), *(f"{number:.4g}" for number in numbers))
+    return table
+
+
+def _show_reasons(scores: DataFrame) -> None:
+    failed = scores[scores["status"] == "error"]
+    for row in failed.head(SHOWN).to_dict("records"):
+        console.print(f"[yellow]{escape(row['file'])}[/]: {escape(row['reason'])}", soft_wrap=True)
+    if len(failed) > SHOWN:
+        console.print(f"and {len(failed) - SHOWN} more")
 
 
 def _table(scores: DataFrame) -> Table:

@@ -6,10 +6,13 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import SHARED
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 COMMANDS = (
     "demo", "train", "generate", "takes", "score", "metrics", "evaluate", "camera", "reject", "review",
@@ -113,6 +116,19 @@ def test_a_trained_adapter_generates(tmp_path, random_wan_folder):
 
     clips = [read_clip(tmp_path / out / "0000.mp4").video for out in ("base", "tuned")]
     assert (clips[0] - clips[1]).abs().max() > 0.01
+
+
+def test_a_metric_of_the_users_own_is_found_in_every_worker(tmp_path):
+    """The console script, not ``python -m``, which puts the folder on the path by itself."""
+    (tmp_path / "my_metrics.py").write_text(
+        (REPOSITORY / "docs/takes.md").read_text().split("```python")[1].split("```")[0]
+    )
+    assert reelign("data", "shapes", "out", "--clips", 3, cwd=tmp_path).returncode == 0
+    script = Path(sys.executable).with_name("reelign")
+    command = [str(script), "score", "out", "--metrics", "my_metrics:Redness", "--workers", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "3 of 3 clips scored" in result.stdout
 
 
 def test_data_shapes(tmp_path):

@@ -89,6 +89,8 @@ def quiet_libraries() -> None:
 
 def main() -> None:
     """Run the command line; an error of the user's is one line and exit code 2."""
+    if os.getcwd() not in sys.path:  # so that module:object finds the user's own files; last, so that they hide nothing
+        sys.path.append(os.getcwd())
     try:
         app()
     except ReelignError as error:

@@ -70,7 +70,7 @@ def test_a_misspelt_name_is_refused_with_a_suggestion() -> None:
 def test_names_are_sorted_and_whole() -> None:
     assert names("reward") == sorted(names("reward"))
     assert {"brightness_range", "clip", "hpsv2", "image_reward", "video_action"} <= set(names("reward"))
-    assert len(names("reward")) == 15
+    assert len(names("reward")) == 16
 
 
 def test_module_and_object(own_module: str) -> None:

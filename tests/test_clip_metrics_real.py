@@ -128,7 +128,7 @@ def gains(clip, per_frame):
 
 def encoded(clip, tmp_path, *metrics):
     path = tmp_path / "take.mp4"
-    write_clip(path, torch.from_numpy(clip.copy()).permute(0, 3, 1, 2).float() / 255, 16.0, crf=23)
+    write_clip(path, torch.from_numpy(clip.copy()).permute(0, 3, 1, 2).float() / 255, 16.0, crf=12)
     return of_file(path, *metrics)
 
 

@@ -27,7 +27,7 @@ class LatentCache:
 
     def encode(self, video: Tensor) -> Tensor:
         """Latents [B,…] of clips [B,T,3,H,W] in [0,1], on the CPU."""
-        keys = [hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest()[:32] for clip in video.cpu()]
+        keys = [_key(clip) for clip in video.cpu()]
         for key, clip in zip(keys, video, strict=True):
             if key not in self._known:
                 self._known[key] = self._read(key) if self._kept(key) else self._write(key, clip)
@@ -41,11 +41,21 @@ class LatentCache:
         latent: Tensor = load_file(self.folder / f"{key}.safetensors")["latent"]
         return latent
 
+    def put(self, clip: Tensor, latent: Tensor) -> None:
+        """Keep the latent that a clip [T,3,H,W] was decoded from, which is better than encoding the clip again."""
+        self._known[_key(clip.cpu())] = self._keep(_key(clip.cpu()), latent.cpu())
+
     def _write(self, key: str, clip: Tensor) -> Tensor:
-        latent = self.generator.encode_video(clip[None])[0].cpu()
+        return self._keep(key, self.generator.encode_video(clip[None])[0].cpu())
+
+    def _keep(self, key: str, latent: Tensor) -> Tensor:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             part = self.folder / f".{key}.part"
             save_file({"latent": latent.contiguous()}, part)
             part.replace(self.folder / f"{key}.safetensors")
         return latent
+
+
+def _key(clip: Tensor) -> str:
+    return hashlib.sha256(clip.contiguous().numpy().tobytes()).hexdigest()[:32]

@@ -119,13 +119,21 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.devic
 
 
 @torch.no_grad()
-def generate(
+def sample(
     generator: Generator, request: Request, seeds: Sequence[int], steps: int, guidance_scale: float, eta: float = 0.0
-) -> VideoBatch:
-    """Clips for a request, one seed a prompt, without gradient."""
+) -> Tensor:
+    """Latents [B,…] for a request, one seed a prompt, without gradient."""
     condition = generator.encode(request)
     device = next(iter(condition.positive.values())).device
     x = seeded_noise(generator.latent_shape(), seeds, device)
     random = torch.Generator().manual_seed(seeds[0])
-    x = chain(generator, x, condition, generator.path.schedule(steps), ChainOptions(guidance_scale, eta), random)
+    return chain(generator, x, condition, generator.path.schedule(steps), ChainOptions(guidance_scale, eta), random)
+
+
+@torch.no_grad()
+def generate(
+    generator: Generator, request: Request, seeds: Sequence[int], steps: int, guidance_scale: float, eta: float = 0.0
+) -> VideoBatch:
+    """Clips for a request, one seed a prompt, without gradient."""
+    x = sample(generator, request, seeds, steps, guidance_scale, eta)
     return VideoBatch(generator.decode(x), generator.fps, request)

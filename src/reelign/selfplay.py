@@ -27,19 +27,21 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from reelign import checkpoint
-from reelign.algorithms.best_of_n import reward_weights
+from reelign.algorithms.best_of_n import BestOfN, reward_weights
 from reelign.build import MetricSpec, build_generator, build_scorers
 from reelign.config import RunConfig
 from reelign.contracts import Request
+from reelign.datasets.clips import ClipOrder
 from reelign.datasets.prompts import load_prompts, split_prompts
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import DataError, RunFolderError
 from reelign.loop import Listener, Run
 from reelign.metrics.statistics import Paired, paired_delta
 from reelign.run_folder import RunFolder, environment
-from reelign.sampling import generate
+from reelign.sampling import sample
 from reelign.selection.choose import Jury, select_takes
 from reelign.selection.executors import executor
 from reelign.selection.reject import reject_takes, write_verdicts
@@ -48,7 +50,7 @@ from reelign.selection.takes import TakesFolder
 from reelign.selection.takes_import import import_takes
 from reelign.selection.winners import Selection, WinnerOptions, write_winners
 from reelign.selfplay_config import SelfPlayConfig, dump_selfplay
-from reelign.video_io import write_clip
+from reelign.video_io import replacing, write_clip
 
 HELD_OUT = "held_out/"
 ROUND_SEEDS = 1_000_000  # seeds of one round's takes; evaluation and guard use seeds below that
@@ -191,6 +193,7 @@ class SelfPlay:
             if not first.exists():
                 shutil.copytree(before[-1]["samples"], first)
         run = Run(self.run_config(number, before), resume=started)
+        self._hand_over_latents(run, number)
         if not run.train(watcher):
             raise RunFolderError(f"stopped in round {number}; go on with --resume")
         status = json.loads((place / "status.json").read_text())
@@ -199,6 +202,19 @@ class SelfPlay:
             raise RunFolderError(f"{place} has no whole checkpoint: remove the folder and resume")
         scores = run.folder.samples(run.step) / "scores.csv"
         return {**status, "adapter": str(newest / "adapter"), "scores": scores}
+
+    def _hand_over_latents(self, run: Run, number: int) -> None:
+        """Let training begin from the latents that the winners were decoded from.
+
+        Decoding, compressing and encoding again would lose a little each round, and the rounds would add it up.
+        """
+        place = self._round(number)
+        files = pd.read_parquet(place / "winners" / "winners.parquet").set_index("clip")["file"]
+        assert isinstance(run.order, ClipOrder)
+        assert isinstance(run.algorithm, BestOfN)
+        for clip in run.order.clips:
+            latent = load_latent(place / "takes", str(files[clip.path.name]))
+            run.algorithm.latents.put(run.order.reader.read(clip.path), latent)
 
     def run_config(self, number: int, before: list[dict[str, Any]]) -> RunConfig:
         """The run that trains in a round: from the adapter of the round before, on this round's winners."""
@@ -288,12 +304,28 @@ def make_takes(
         for done, batch in enumerate(left, len(batches) - len(left)):
             progress(done * config.takes.batch, len(jobs))
             request, seeds = Request(tuple(job["text"] for job in batch)), [job["seed"] for job in batch]
-            clips = generate(generator, request, seeds, sampling.steps, sampling.guidance_scale, sampling.eta)
-            for job, video in zip(batch, clips.video, strict=True):
-                write_clip(folder / job["file_name"], video, clips.fps)
+            latents = sample(generator, request, seeds, sampling.steps, sampling.guidance_scale, sampling.eta)
+            with torch.no_grad():
+                clips = generator.decode(latents)
+            for job, latent, video in zip(batch, latents.cpu(), clips, strict=True):
+                save_latent(folder, job["file_name"], latent)
+                write_clip(folder / job["file_name"], video, generator.fps)
     progress(len(jobs), len(jobs))
     model = config.generator.model if adapter is None else f"{config.generator.model} + round {number - 1}"
     write_metadata(folder, [{**job, "generator": model} for job in jobs])
+
+
+def save_latent(folder: Path, name: str, latent: torch.Tensor) -> None:
+    """Keep what a take was decoded from, beside the takes; half precision is finer than any decoder."""
+    path = folder / "latents" / f"{Path(name).stem}.safetensors"
+    with replacing(path) as part:
+        save_file({"latent": latent.half().contiguous()}, part)
+
+
+def load_latent(folder: Path, name: str) -> torch.Tensor:
+    """What ``save_latent`` kept, in float32."""
+    latent: torch.Tensor = load_file(folder / "latents" / f"{Path(name).stem}.safetensors")["latent"]
+    return latent.float()
 
 
 def selected_gain(takes: TakesFolder, selection: Selection, columns: list[str]) -> dict[str, Any]:

@@ -26,8 +26,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes of one thread each: faster than one of two. A file's tests stay together, with what they share.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

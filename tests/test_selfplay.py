@@ -216,3 +216,9 @@ def test_bad_input_is_one_line(tmp_path, random_wan_folder):
         SelfPlay(load_selfplay(run), resume=True)
     with pytest.raises(DataError, match="has a winner"):
         SelfPlay(load_selfplay(run, ["reject.gates.frames=99"])).run(Silent())
+
+
+def test_the_recipe_is_whole():
+    config = load_selfplay(Path("selfplay"))
+    assert config.scoring.where == "pool"
+    assert config.takes.prompts + config.prompts.held_out <= 248

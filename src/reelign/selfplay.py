@@ -124,7 +124,7 @@ class SelfPlay:
         takes = import_takes(place / "takes")
         specs = [MetricSpec("metric", name) for name in self.config.scoring.metrics]
         specs += [MetricSpec("reward", r.name, tuple(sorted(r.options.items()))) for r in self.config.rewards]
-        run_on = executor(self.config.scoring.on, self.config.scoring.workers)
+        run_on = executor(self.config.scoring.where, self.config.scoring.workers)
         score_takes(takes, partial(build_scorers, specs), run_on, progress=partial(stage, "scoring"))
         verdicts = reject_takes(takes.wide(), takes.current_scores(), self.config.reject)
         write_verdicts(takes.path, verdicts)

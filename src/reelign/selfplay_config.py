@@ -48,12 +48,12 @@ class ScoringOptions(_Section):
 
     Args:
         metrics: names; the gates and outliers of rejecting look at them. As given, what the gates need and two more.
-        on: ``here``, ``pool`` or ``ray``.
+        where: ``here``, ``pool`` or ``ray``; not "on", which YAML reads as true.
         workers: processes.
     """
 
     metrics: tuple[str, ...] = ("facts", "clipping", "freezes", "temporal_flickering", "sharpness")
-    on: Literal["here", "pool", "ray"] = "here"
+    where: Literal["here", "pool", "ray"] = "here"
     workers: int | None = Field(None, ge=1)
 
 

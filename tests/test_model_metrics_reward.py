@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.errors import ConfigError, ContractError, DataError, NonFiniteError
 from reelign.metrics.clip import ClipMetric, Undefined, measure
-from reelign.metrics.reward_metric import RewardMetric, chosen_fps, even_choice, score_once, to_video
+from reelign.metrics.reward_metric import RewardMetric, chosen_fps, even_choice, score_once
+from reelign.video_io import to_video
 
 CLIP = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "clips" / "finetrainers_hiker_tiny.mp4"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -89,7 +89,17 @@ def read_clip(path: str | Path, max_frames: int | None = None, size: Size = None
     stream = FrameStream(path, max_frames, size)
     pictures = list(stream)
     stream.check(strict=strict)
-    return Clip(_to_tensor(pictures), stream.fps(), stream.notes())
+    return Clip(to_video(pictures), stream.fps(), stream.notes())
+
+
+def to_video(pictures: Sequence[Picture]) -> Tensor:
+    """Pictures [H,W,3] of 8 or 16 bits to float32 [T,3,H,W] in [0,1]; the peak is the result and one frame."""
+    height, width, _ = pictures[0].shape
+    video = torch.empty(len(pictures), 3, height, width)
+    for row, picture in zip(video, pictures, strict=True):
+        levels = torch.from_numpy(picture.astype(np.float32))
+        row.copy_(levels.permute(2, 0, 1)).div_(float(np.iinfo(picture.dtype).max))
+    return video
 
 
 def write_clip(path: str | Path, video: Tensor, fps: float, crf: int = 18) -> None:
@@ -165,15 +175,6 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already where all went well
             part.unlink()
-
-
-def _to_tensor(pictures: list[Picture]) -> Tensor:
-    height, width, _ = pictures[0].shape
-    video = torch.empty(len(pictures), 3, height, width)
-    for row, picture in zip(video, pictures, strict=True):
-        levels = torch.from_numpy(picture.astype(np.float32))
-        row.copy_(levels.permute(2, 0, 1)).div_(float(np.iinfo(picture.dtype).max))
-    return video
 
 
 def _check_video(video: Tensor, fps: float) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from reelign.cli.bars import COLUMNS
 from reelign.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,15 +76,6 @@ def score(
         scores = scored_table(table, _columns(specs))
         saved = write_scores(scores, out)
         console.print(f"saved: {saved[0]} and {saved[1].name}", soft_wrap=True, highlight=False, markup=False)
-
-
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 def chosen_metrics(metrics: str | None, rewards: str | None, settings: list[str], max_frames: int) -> list[MetricSpec]:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
+from reelign.cli.bars import COLUMNS
 from reelign.cli.train import Bars
 
 console = Console()
@@ -49,14 +50,7 @@ def selfplay(
     from reelign.selfplay_config import load_selfplay
 
     play = SelfPlay(load_selfplay(run, set_ or []), resume)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+    with Progress(*COLUMNS, TextColumn("{task.fields[note]}"), console=console) as progress:
         result = play.run(RoundBars(progress))
     console.print(f"stopped: {result['stopped']}")
     best = f"round {result['best_round']}: {result['adapter']}" if result["adapter"] else "none better than the base"

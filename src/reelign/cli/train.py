@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
+
+from reelign.cli.bars import COLUMNS
 
 if TYPE_CHECKING:
     from reelign.loop import Run
@@ -65,14 +67,7 @@ def execute(run: Run, go_on: str) -> None:
     from reelign.cli.report import report
 
     show_plan(run)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+    with Progress(*COLUMNS, TextColumn("{task.fields[note]}"), console=console) as progress:
         finished = run.train(Bars(progress))
     if not finished:
         console.print(f"stopped and saved at step {run.step}; go on with: [bold]{go_on}[/]")

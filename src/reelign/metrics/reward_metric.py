@@ -13,16 +13,15 @@ Run: ``measure(frames, 8.0, [RewardMetric(ClipScore())], prompt="a red circle")`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from reelign.contracts import Request, Reward, RewardCard, VideoBatch
 from reelign.errors import ConfigError, ContractError, DataError, NonFiniteError
 from reelign.metrics.clip import ClipInfo, Frame, MetricCard, Picture, Undefined
+from reelign.video_io import to_video
 
 MAX_FRAMES = 256
 NO_PROMPT = "(no prompt)"  # a request must have one; only rewards that never look at it get this
@@ -50,16 +49,6 @@ def chosen_fps(total: int, frames: int, fps: float) -> float:
     fps·frames/T where there is only one frame on either side.
     """
     return fps * ((frames - 1) / (total - 1) if min(frames, total) > 1 else frames / total)
-
-
-def to_video(pictures: Sequence[Picture]) -> Tensor:
-    """Pictures uint8 [H,W,3] to float32 [T,3,H,W] in [0,1]; the peak is the result and one frame."""
-    height, width, _ = pictures[0].shape
-    video = torch.empty(len(pictures), 3, height, width)
-    for row, picture in zip(video, pictures, strict=True):
-        levels = torch.from_numpy(picture.astype(np.float32))
-        row.copy_(levels.permute(2, 0, 1)).div_(float(np.iinfo(picture.dtype).max))
-    return video
 
 
 def score_once(reward: Reward, video: Tensor, fps: float, prompt: str) -> float:

@@ -24,6 +24,21 @@ from reelign.guard.watch import GuardOptions
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML with the booleans of version 1.2: ``off`` is a word, as in ``guard: {action: off}``."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool" or letter in "tTfF"]
+    for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(text: str) -> Any:
+    """A value from YAML text."""
+    return yaml.load(text, Loader=_Yaml)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -215,7 +230,7 @@ def read_run_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise ConfigError(f"there is no run file {str(path)!r}")
         path = recipe(path.name)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = read_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -262,7 +277,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, (dict, list)):
             raise ConfigError(f"{part!r} in the override {override!r} is a value, not a section")
-    place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+    place[int(last) if isinstance(place, list) else last] = read_yaml(text)
 
 
 def _one_line(model: type[BaseModel], error: ValidationError) -> ConfigError:

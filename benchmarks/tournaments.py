@@ -143,11 +143,19 @@ def summary(name: str, runs: list[pd.DataFrame], reference: pd.DataFrame | None,
     for column in mean:
         values = mean[column].to_numpy()
         row[column], row[f"{column}_ci95"] = float(values.mean()), bootstrap_interval(values, 10_000, 0.95, 0)
-        if reference is not None:
+        if reference is not None and column in reference:
             gain = (mean[column] - reference[column]).to_numpy()
             row[f"{column}_gain"] = float(gain.mean())
             row[f"{column}_gain_ci95"] = bootstrap_interval(gain, 10_000, 0.95, 0)
     return row
+
+
+def pair_accuracy(judge: Any, takes: pd.DataFrame, group: str, best: str) -> float:
+    """Share of a group's other takes that the judge puts behind the labelled one."""
+    members = takes[takes["group"] == group]
+    others = members[members["take"] != best]
+    first = members[members["take"] == best].iloc[[0] * len(others)]
+    return float((judge.probability(first, others) > 0.5).mean())
 
 
 def judged(
@@ -176,13 +184,16 @@ def judged(
         made: dict[str, float] = {}
         for seed in range(1 if model != "forest" else max(1, seeds // 4)):
             standings: dict[str, dict[str, Any]] = {scheme: {} for scheme in SCHEMES}
+            accuracy: dict[str, float] = {}
             for training, test in folds(takes, held_out):
                 judge = learned(pairs, training, model, seed)
+                accuracy.update({group: pair_accuracy(judge, takes, group, best[group]) for group in test})
                 for scheme in SCHEMES:
                     members = takes[takes["group"].isin(test)]
                     standings[scheme].update(run_groups(members, judge, scheme))
             for scheme, played in standings.items():
                 table = worth(takes, best, {group: s.takes[s.order[0]] for group, s in played.items()})
+                table["pair_accuracy"] = pd.Series(accuracy)
                 found[scheme].append(table)
                 stated = {group: s.confidence()[s.order[0]] for group, s in played.items()}
                 sure[scheme].append(table.assign(stated=pd.Series(stated)))

@@ -8,14 +8,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-ACCENT, SOFT = "#0f766e", "#8a877f"
+from reelign.plots.curves import ACCENT, INK
+
+SOFT = "#8a877f"
 
 
-def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
+def rounds_figure(rounds: Sequence[Mapping[str, Any]], percent: bool) -> Figure:
     """The goal with the interval of its change since the base, and every measure behind it.
 
     Args:
         rounds: records of ``selfplay``, in order.
+        percent: whether every measure is a share.
     """
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -23,6 +26,8 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     for name in rounds[0]["held_out"]:
         changes = [record["held_out"][name]["in_all"] for record in rounds]
         values = [changes[0]["before"], *(change["after"] for change in changes)]
+        if name != "goal" and len(rounds[0]["held_out"]) == 2:
+            continue  # the goal is that one measure
         if name != "goal":
             axes.plot(x, values, color=SOFT, linewidth=1, alpha=0.8)
             axes.annotate(_short(name), (x[-1], values[-1]), xytext=(6, 0), textcoords="offset points", color=SOFT,
@@ -39,7 +44,12 @@ def rounds_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xlabel("round (0 is the base)")
     axes.set_ylabel("held-out prompts")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.spines[:].set_color(INK)
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -25,12 +25,18 @@ CLIPS = 6  # held-out prompts whose clips are shown
 
 def round_in_words(record: Mapping[str, Any]) -> str:
     """One line on a round: how many takes, who was selected, what the held-out prompts gained."""
-    goal = record["held_out"]["goal"]
+    goal, unit = record["held_out"]["goal"], goal_name(record)
     rejected = f", {record['rejected_takes']} rejected" if record["rejected_takes"] else ""
     return (
         f"round {record['round']}: {record['takes']} takes{rejected}, {record['winners']} winners; held-out goal "
-        f"{_points(goal['of_round'])} in this round, {_points(goal['in_all'])} in all"
+        f"{_change(unit, goal['of_round'])} in this round, {_change(unit, goal['in_all'])} in all"
     )
+
+
+def goal_name(record: Mapping[str, Any]) -> str:
+    """A name for the goal that shows its unit: an accuracy where all its measures are."""
+    names = [name for name in record["held_out"] if name != "goal"]
+    return "goal_accuracy" if all(words.is_accuracy(name) for name in names) else "goal"
 
 
 def build_selfplay_report(folder: Path) -> Path:
@@ -50,7 +56,7 @@ def build_selfplay_report(folder: Path) -> Path:
         name=folder.resolve().name,
         result=result,
         verdict=verdict(result),
-        figure=inline_svg(rounds_figure(result["rounds"]), "rounds"),
+        figure=inline_svg(rounds_figure(result["rounds"], words.is_accuracy(goal_name(result["rounds"][0]))), "rounds"),
         rounds=[_row(record) for record in result["rounds"]],
         measures=[_measure(name, result["rounds"]) for name in ["goal", *names]],
         clips=_clips(folder, result["rounds"]),
@@ -68,28 +74,28 @@ def verdict(result: Mapping[str, Any]) -> str:
     low, high = change["ci95"]
     moved = "rose" if low > 0 else "fell" if high < 0 else "shows no clear change"
     rounds = f"{len(result['rounds'])} round{'s' if len(result['rounds']) > 1 else ''}"
+    name = goal_name(best)
+    before, after = (words.show(name, change[key], 1) for key in ("before", "after"))
     return (
-        f"After {rounds} of self-play the held-out goal {moved}: {change['before']:.1%} to {change['after']:.1%}, "
-        f"{_points(change)}, on {result['held_out_prompts']} prompts it never trained on"
+        f"After {rounds} of self-play the held-out goal {moved}: {before} to {after}, "
+        f"{_change(name, change)}, on {result['held_out_prompts']} prompts it never trained on"
     )
 
 
-def _points(change: Mapping[str, Any]) -> str:
-    low, high = change["ci95"]
-    return f"{100 * change['delta']:+.1f} points ({100 * low:+.1f} … {100 * high:+.1f})".replace("-", "−")
+def _change(name: str, change: Mapping[str, Any]) -> str:
+    return f"{words.show_delta(name, change['delta'], 1)} ({words.show_interval(name, change['ci95'], 1)})"
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     reasons = ", ".join(f"{gate} {count}" for gate, count in record["rejected"].items()) or "none"
     bought = ", ".join(f"{name} {v['all']:.3f} → {v['winners']:.3f}" for name, v in record["selected"].items())
-    goal = record["held_out"]["goal"]
+    goal, name = record["held_out"]["goal"], goal_name(record)
     return {
         **{key: record[key] for key in ("round", "takes", "winners", "without_winner", "steps", "stopped")},
         "rejected": f"{record['rejected_takes']} ({reasons})" if record["rejected_takes"] else "none",
         "confidence": f"{record['confidence']:.2f}",
         "selected": bought,
-        "gain": _points(goal["of_round"]),
-        "in_all": _points(goal["in_all"]),
+        "gain": _change(name, goal["of_round"]),
         "tone": _tone(goal["of_round"]),
         "link": f"rounds/{record['round']:02d}/train/report.html",
     }
@@ -97,10 +103,12 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measure(name: str, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     changes = [record["held_out"][name]["in_all"] for record in rounds]
+    unit = goal_name(rounds[0]) if name == "goal" else name
+    values = [changes[0]["before"], *(change["after"] for change in changes)]
     return {
         "title": "Goal, the mean of them" if name == "goal" else words.label(name),
-        "values": [f"{changes[0]['before']:.1%}", *(f"{change['after']:.1%}" for change in changes)],
-        "change": _points(changes[-1]),
+        "values": [words.show(unit, value, 1) for value in values],
+        "change": _change(unit, changes[-1]),
         "tone": _tone(changes[-1]),
     }
 

@@ -321,3 +321,30 @@ def test_executors_by_name():
         executor("cloud")
     with pytest.raises(ConfigError, match="at least 1 worker"):
         executor("pool", 0)
+
+
+def test_the_speed_of_generating_is_a_score(tmp_path):
+    write_clip(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16), 8)
+    write_metadata(tmp_path, [{"file_name": "a.mp4", "text": "a red square", "frames_per_second": 12.5}])
+    assert import_takes(tmp_path).wide(["generation_speed"])["generation_speed"].tolist() == [12.5]
+
+
+def test_the_commands_import_show_and_export(folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from reelign.cli.main import app
+
+    def run(*words):
+        return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+    assert "6 takes in 3 groups, 2 with a prompt" in run("takes", "import", folder).output
+    score_takes(TakesFolder(folder), mean_level, score_here)
+    shown = run("takes", "show", folder).output
+    assert "mean_level" in shown
+    assert [line.split()[2:5] for line in shown.splitlines() if line.strip().startswith("seen")] == [["3", "1", "1"]]
+    assert run("takes", "export", folder, "--out", tmp_path / "out").exit_code == 0
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert list(table["file"]) == ["a.mp4", "b.mp4", "broken.mp4", "c/d.mp4", "c/e.mp4", "c/f.mp4"]
+    assert table["seen"].isna().sum() == 2
+    assert "px at short side 256" in " ".join(run("metrics", "dynamic_degree").output.replace("│", " ").split())
+    assert CliRunner().invoke(app, ["metrics", "sharpnes"]).exception is not None

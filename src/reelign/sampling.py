@@ -29,13 +29,12 @@ def guided(generator: Generator, x: Tensor, t: Tensor, condition: Condition, sca
 
     Args:
         x: [B,…].
-        t: the network's time, scalar or [B].
+        t: scalar tensor, the network's time.
         scale: w; 1 runs the conditional branch alone.
     """
     if scale == 1:
         return generator.predict(x, t, condition).to(x.dtype)
-    both = torch.cat([t, t]) if t.ndim else t
-    output = generator.predict(torch.cat([x, x]), both, condition.both()).to(x.dtype)
+    output = generator.predict(torch.cat([x, x]), t, condition.both()).to(x.dtype)
     negative, positive = output.chunk(2)
     return negative + scale * (positive - negative)
 

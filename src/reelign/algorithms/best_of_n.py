@@ -33,7 +33,6 @@ from reelign.latents import LatentCache
 from reelign.objectives import require_finite
 from reelign.optimisation import Optimisation
 from reelign.paths import training_target
-from reelign.sampling import guided
 
 LEVELS = 999  # noise levels of the fine grid; a table of 1000 is sampled at 1 … 999
 
@@ -43,10 +42,7 @@ class Config(BaseModel):
 
     Args:
         steps, guidance_scale, eta: of the sampling that evaluates; training does not sample.
-        guided: train the guided prediction e_u + w·(e_c − e_u), which is what samples, instead of both branches alone:
-            winners were sampled with guidance, and branches that learn them are guided twice. It first undoes the
-            sharpening of guidance, so it needs several hundred updates before it gains.
-        caption_dropout: share of captions replaced by the negative prompt; where ``guided`` is off.
+        caption_dropout: share of captions replaced by the negative prompt.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: clips per forward and backward pass; 0 is all.
@@ -58,7 +54,6 @@ class Config(BaseModel):
     steps: int = Field(25, ge=1)
     guidance_scale: float = Field(3.0, ge=1)
     eta: float = Field(0.0, ge=0, le=1)
-    guided: bool = False
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -150,14 +145,12 @@ class BestOfN:
             clean, noise: [B,…] latents and ε.
             level: [B], indices of noise levels.
         """
-        condition, scale = self.generator.encode(request), self.config.guidance_scale
-        if not self.config.guided:
-            condition, scale = drop_captions(condition, self.config.caption_dropout, self.random), 1.0
+        condition = drop_captions(self.generator.encode(request), self.config.caption_dropout, self.random)
         place = next(iter(condition.positive.values()))
         clean, noise = clean.to(place.device), noise.to(place.device)
         levels = self.levels.to(clean)
         alpha, sigma = (part[level].view(-1, *[1] * (clean.ndim - 1)) for part in (levels.alpha, levels.sigma))
-        output = guided(self.generator, alpha * clean + sigma * noise, levels.t[level], condition, scale)
+        output = self.generator.predict(alpha * clean + sigma * noise, levels.t[level], condition)
         target = training_target(self.generator.path.prediction, clean, noise, alpha, sigma)
         return (output.float() - target).square().mean()
 

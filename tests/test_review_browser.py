@@ -12,7 +12,6 @@ from urllib.parse import quote
 import pytest
 from review_takes import CHROMIUM, PROMPTS, Server, make_takes
 
-pytest.importorskip("fastapi", reason="needs reelign[review]")
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 from playwright.sync_api import sync_playwright
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-pytest.importorskip("fastapi", reason="needs reelign[review]")
 import typer
 from review_takes import make_takes
 from typer.testing import CliRunner

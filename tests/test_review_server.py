@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from review_takes import PROMPTS, make_takes
 
-pytest.importorskip("fastapi", reason="needs reelign[review]")
 pytest.importorskip("starlette.testclient", reason="needs httpx")
 from starlette.testclient import TestClient
 

@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("alembic", reason="needs reelign[review]")
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 

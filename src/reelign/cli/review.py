@@ -52,7 +52,6 @@ def review(
     kind: Annotated[str, typer.Option(help="Exported: 'labels', 'ratings' or 'preferences'.")] = "labels",
 ) -> None:
     """Serve the review page: people watch takes side by side and choose; labels go to a database, append-only."""
-    _need_extra()
     from reelign.review.app import Access, allowed_hosts
     from reelign.review.database import LabelStore
     from reelign.review.library import Library
@@ -71,13 +70,6 @@ def review(
         repeats=repeats, checks=checks, seed=seed,
     )  # fmt: skip
     _serve(folder, store, settings, Access(_token(host, token), allowed_hosts(allow_host or [])), _listen(host, port))
-
-
-def _need_extra() -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("fastapi", "uvicorn", "sqlalchemy", "alembic") if find_spec(name) is None]:
-        raise ConfigError(f"the review page needs {', '.join(missing)}: pip install 'reelign[review]'")
 
 
 def _settings(**values: object) -> ReviewSettings:

@@ -19,7 +19,7 @@ from reelign.datasets.clips import CaptionedClip, ClipOrder, ClipReader, load_cl
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import ConfigError, DataError, RunFolderError
 from reelign.metrics.statistics import paired_delta
-from reelign.selfplay import SelfPlay, within_noise
+from reelign.selfplay import SelfPlay, below, within_noise
 from reelign.selfplay_config import load_selfplay
 from reelign.video_io import write_clip
 
@@ -169,6 +169,19 @@ def test_softmax_weights_every_take(tmp_path, random_wan_folder):
     assert len(table) == 6
     assert table.groupby("group")["weight"].mean().tolist() == pytest.approx([1, 1])
     assert (table.groupby("group")["weight"].idxmax() == table.groupby("group")["score"].idxmax()).all()
+
+
+def test_the_best_of_a_bad_lot_does_not_win(tmp_path, random_wan_folder):
+    wide = pd.DataFrame({"take": ["a", "b", "c"], "clip": [0.7, 0.5, float("nan")], "action": [0.1, 0.9, 0.9]})
+    out = below(wide, {"clip": 0.6, "action": 0.8})
+    assert out["take"].tolist() == ["b", "c", "a"]
+    assert out["reason"].tolist() == ["clip is 0.5, below 0.6", "clip is nan, below 0.6", "action is 0.1, below 0.8"]
+    assert below(wide, {}).empty
+    with pytest.raises(DataError, match="there is no 'clop'"):
+        below(wide, {"clop": 1})
+    run = write_run(tmp_path, random_wan_folder, select={"at_least": {"brightness_range": 2.0}})
+    with pytest.raises(DataError, match="has a winner"):
+        SelfPlay(load_selfplay(run)).run(Silent())
 
 
 def test_clips_are_drawn_by_weight(tmp_path):

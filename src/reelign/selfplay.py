@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -163,7 +164,9 @@ class SelfPlay:
         options = self.config.select
         every = self.config.takes.per_prompt if options.weighting == "softmax" else options.per_group
         winners = WinnerOptions(per_group=every, min_confidence=options.min_confidence)
-        selection = select_takes(takes.wide(), self._jury(takes), rejected, options.play, winners)
+        wide = takes.wide()
+        out = pd.concat([rejected[["take", "gate", "reason"]], below(wide, options.at_least)])
+        selection = select_takes(wide, self._jury(takes), out, options.play, winners)
         if not len(selection.winners):
             raise DataError(f"no group of {takes.path} has a winner: see {takes.path}/rejected.csv")
         return selection
@@ -313,6 +316,26 @@ def make_takes(
     progress(len(jobs), len(jobs))
     model = config.generator.model if adapter is None else f"{config.generator.model} + round {number - 1}"
     write_metadata(folder, [{**job, "generator": model} for job in jobs])
+
+
+def below(wide: pd.DataFrame, at_least: Mapping[str, float]) -> pd.DataFrame:
+    """Takes that cannot win, with take, gate and reason: a score below its least value, or missing.
+
+    Args:
+        wide: take and a column a score.
+        at_least: by score.
+
+    Raises:
+        DataError: a score that is not there.
+    """
+    parts = [pd.DataFrame(columns=["take", "gate", "reason"])]
+    for name, least in at_least.items():
+        if name not in wide:
+            raise DataError(f"select.at_least names scores of this run; there is no {name!r}")
+        poor = wide[~(wide[name] >= least)]
+        reasons = [f"{name} is {value:.3g}, below {least:g}" for value in poor[name]]
+        parts.append(pd.DataFrame({"take": poor["take"], "gate": "at least", "reason": reasons}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def save_latent(folder: Path, name: str, latent: torch.Tensor) -> None:

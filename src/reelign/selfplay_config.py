@@ -64,6 +64,8 @@ class SelectOptions(_Section):
         play: the tournament.
         per_group: winners of a prompt.
         min_confidence: below this a prompt has no winner.
+        at_least: scores below which a take cannot win, by name: where all takes of a prompt are wrong, the best of them
+            teaches what is wrong.
         weighting: ``winners`` alike, or ``softmax``: every take that was not rejected, in proportion to
             exp(strength/β), reward-weighted regression.
         beta: β, in logits of the judge.
@@ -72,6 +74,7 @@ class SelectOptions(_Section):
     play: Play = Play()
     per_group: int = Field(1, ge=1)
     min_confidence: float = Field(0.0, ge=0, le=1)
+    at_least: dict[str, float] = Field(default_factory=dict)
     weighting: Literal["winners", "softmax"] = "winners"
     beta: float = Field(1.0, gt=0)
 

@@ -217,8 +217,9 @@ class TestComparable:
         return compare_sets(metric, *sides, replace(FEW, clips=clips))
 
     def test_same_protocol_and_reference(self) -> None:
-        comparable(self.result(), replace(self.result(), value=0.0))
-        comparable(self.result(), self.result(model="a/copy/of/it"))
+        for other in (replace(self.result(), value=0.0), self.result(model="a/copy/of/it")):
+            assert other.protocol.id == self.result().protocol.id
+            comparable(self.result(), other)  # raises where they are not
 
     @pytest.mark.parametrize("change", [{"weights": "cd" * 32}, {"preprocessing": "another"}, {"feature": "logits"}])
     def test_another_protocol(self, change: dict[str, str]) -> None:

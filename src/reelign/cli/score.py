@@ -49,13 +49,13 @@ def score(
 
     from reelign.build import build_scorers
     from reelign.selection.executors import executor
-    from reelign.selection.scoring import check_writable, score_takes, scored_table, write_scores
+    from reelign.selection.scoring import Once, check_writable, columns_of, score_takes, scored_table, write_scores
     from reelign.selection.takes_import import import_takes
 
     if out is not None:
         check_writable(out)
     specs = chosen_metrics(metrics, rewards, set_ or [], max_frames)
-    execute = executor(on, workers, gpus)
+    build, execute = Once(partial(build_scorers, specs)), executor(on, workers, gpus)
     with Progress(*COLUMNS, console=console, transient=True) as bars:
         hashing, scoring = bars.add_task("reading names", total=None), bars.add_task("scoring", total=None)
         table = import_takes(
@@ -65,15 +65,16 @@ def score(
         )
         done = score_takes(
             table,
-            partial(build_scorers, specs),
+            build,
             execute,
             strict=not allow_damaged,
             retry=retry or allow_damaged,
             progress=lambda done, total: bars.update(scoring, completed=done, total=total),
         )
-    _show(table, specs, done)
+    columns = columns_of(build())
+    _show(table, columns, done)
     if out is not None:
-        scores = scored_table(table, _columns(specs))
+        scores = scored_table(table, columns)
         saved = write_scores(scores, out)
         console.print(f"saved: {saved[0]} and {saved[1].name}", soft_wrap=True, highlight=False, markup=False)
 
@@ -103,16 +104,9 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _columns(specs: list[MetricSpec]) -> list[str]:
-    from reelign.build import build_scorers
-
-    return [column for scorer in build_scorers(specs) for column in scorer.metric.card.values]
-
-
-def _show(takes: TakesFolder, specs: list[MetricSpec], done: int) -> None:
+def _show(takes: TakesFolder, columns: list[str], done: int) -> None:
     from reelign.selection.scoring import scored_table
 
-    columns = _columns(specs)
     scores = scored_table(takes, columns)
     console.print(_table(scores) if len(columns) <= WIDEST else _summary(scores, columns))
     if len(columns) > WIDEST:

@@ -43,6 +43,7 @@ from reelign.errors import ConfigError, ModelError, UnknownNameError
 from reelign.metrics.feature_sets import Extractor, FeatureProtocol, FrameChoice, Picture, content_hash
 from reelign.metrics.frechet import Features
 from reelign.rewards.preprocess import Preprocess, preprocess_for
+from reelign.video_io import to_video
 from reelign.zoo.models import (
     CLIP_MEAN,
     CLIP_STD,
@@ -110,7 +111,7 @@ def i3d_extractor(
     network, weights = load_script(model, device)
 
     def run(pictures: Sequence[Picture]) -> Features:
-        x = i3d_input(to_video(pictures, device), way)[None]
+        x = i3d_input(to_video(pictures).to(device), way)[None]
         features = _call(model, lambda: network(x, rescale=False, resize=False, return_features=True))
         return _rows(features, 1, I3D_LENGTH, model)
 
@@ -171,7 +172,7 @@ def videomae_extractor(model: str = "zoo:tiny-videomae", device: str = "cpu") ->
     network.classifier = torch.nn.Identity()
 
     def run(pictures: Sequence[Picture]) -> Features:
-        x = preprocess(to_video(pictures, device)[None])
+        x = preprocess(to_video(pictures).to(device)[None])
         return _rows(_call(model, lambda: network(pixel_values=x).logits), 1, config.hidden_size, model)
 
     return _extractor("videomae", model, network, "classifier input", preprocess, FrameChoice(config.num_frames), run)
@@ -193,7 +194,7 @@ def vjepa_extractor(model: str, device: str = "cpu", frames: int = 16) -> Extrac
     preprocess = preprocess_for(config.crop_size, read_preprocessor(model), (IMAGENET_MEAN, IMAGENET_STD), None)
 
     def run(pictures: Sequence[Picture]) -> Features:
-        x = preprocess(to_video(pictures, device)[None])
+        x = preprocess(to_video(pictures).to(device)[None])
         if not pooled:
             tokens = _call(model, lambda: network(x, skip_predictor=True).last_hidden_state)
             return _rows(tokens.mean(1), 1, config.hidden_size, model)
@@ -215,7 +216,7 @@ def clip_extractor(model: str = "zoo:tiny-clip", device: str = "cpu", frames: in
     preprocess = preprocess_for(side, read_preprocessor(model), (CLIP_MEAN, CLIP_STD), None)
 
     def run(pictures: Sequence[Picture]) -> Features:
-        x = preprocess(to_video(pictures, device)[None])[0]
+        x = preprocess(to_video(pictures).to(device)[None])[0]
         output = _call(model, lambda: network.get_image_features(x))
         features = output if isinstance(output, Tensor) else output.pooler_output
         return _rows(F.normalize(features, dim=-1), len(pictures), network.config.projection_dim, model)
@@ -282,11 +283,6 @@ def weights_hash(network: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()
-
-
-def to_video(pictures: Sequence[Picture], device: str) -> Tensor:
-    """Pictures uint8 [H,W,3] to float32 [T,3,H,W] in [0,1]."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def _extractor(

@@ -17,10 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from reelign.errors import DataError
+from reelign.report.page import template
 from reelign.selection.gates import rules
 from reelign.selection.reject import RejectOptions, Verdicts
 from reelign.video_decode import FrameStream
@@ -68,7 +68,7 @@ def write_page(
     find = locate or (lambda file: folder / file)
     groups = wide.drop_duplicates("take").set_index("take")["group"].to_dict()
     rejected = _cards(verdicts.rejected, groups, find)
-    page = _template().render(
+    page = template("rejects.html.j2").render(
         name=folder.resolve().name,
         takes=verdicts.takes,
         count=int(verdicts.rejected["take"].nunique()),
@@ -118,14 +118,3 @@ def _cards(table: pd.DataFrame, groups: Mapping[str, str], find: Any) -> list[Ca
         reasons = list(zip(rows["gate"], rows["reason"], strict=True))
         cards.append(Card(file, groups.get(take, ""), take[:12], reasons, strip, missing))
     return cards
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("reelign", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("rejects.html.j2")

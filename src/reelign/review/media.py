@@ -9,7 +9,6 @@ Left out: sound of converted clips; converting more than ``MAX_FRAMES`` frames.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import TypeVar
 import av
 from PIL import Image
 
+from reelign.checkpoint import digest
 from reelign.errors import ClipError
 from reelign.video_decode import FrameStream
 
@@ -122,7 +122,7 @@ class MediaShelf:
 
 
 def _look(take: str, path: Path) -> ClipFacts:
-    if _hash(path) != take:
+    if digest(path) != take:
         return ClipFacts(problem=CHANGED)
     try:
         stream = FrameStream(path, max_frames=1)
@@ -153,14 +153,6 @@ def _counted(path: Path, facts: ClipFacts) -> ClipFacts:
     if not direct and not notes:
         notes.append("Converted so that a browser can play it")
     return replace(facts, frames=stream.count, fps=fps, direct=direct, note="; ".join(notes))
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fitting(path: Path, side: int) -> tuple[int, int] | None:
@@ -195,7 +187,7 @@ def _spoil(path: Path, out: Path) -> None:
 
 
 def _still(take: str, path: Path, out: Path) -> None:
-    if not path.is_file() or _hash(path) != take:
+    if not path.is_file() or digest(path) != take:
         raise ClipError(CHANGED if path.is_file() else "the file is not there")
     frames = list(FrameStream(path, POSTER_FRAME, _fitting(path, POSTER_SIDE), eight_bits=True))
     if not frames:

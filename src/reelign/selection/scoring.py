@@ -73,6 +73,32 @@ Build = Callable[[], Sequence[Scorer]]
 Executor = Callable[[Sequence[Job], Build, bool], Iterator[Rows]]
 
 
+class Once:
+    """A builder that builds once in each process: models are large, and a score needs them once.
+
+    Args:
+        build: makes the scorers. What it made does not travel to other processes.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self._made: Sequence[Scorer] | None = None
+
+    def __call__(self) -> Sequence[Scorer]:
+        """The scorers, made at the first call."""
+        if self._made is None:
+            self._made = self.build()
+        return self._made
+
+    def __reduce__(self) -> tuple[type[Once], tuple[Build]]:
+        return Once, (self.build,)
+
+
+def columns_of(scorers: Iterable[Scorer]) -> list[str]:
+    """The names of all values that these give."""
+    return [column for scorer in scorers for column in scorer.metric.card.values]
+
+
 def score_takes(
     takes: TakesFolder,
     build: Build,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,9 @@ class TakesFolder:
             part.replace(_claim(folder))
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be written: {error.strerror or error}") from error
+        finally:
+            with suppress(OSError):  # gone already where all went well
+                part.unlink()
 
 
 def _claim(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from reelign.cli.main import app
 from reelign.datasets.clips import CaptionedClip, ClipOrder, ClipReader, load_clips
 from reelign.datasets.video_folder import write_metadata
-from reelign.errors import ConfigError, DataError, RunFolderError
+from reelign.errors import ConfigError, DataError, ReelignError, RunFolderError
 from reelign.metrics.statistics import paired_delta
 from reelign.selfplay import SelfPlay, below, within_noise
 from reelign.selfplay_config import load_selfplay
@@ -225,6 +225,10 @@ def test_bad_input_is_one_line(tmp_path, random_wan_folder):
         load_selfplay(run, ["takes.per_promt=3"])
     with pytest.raises(DataError, match="not held out, 3"):
         SelfPlay(load_selfplay(run, ["takes.prompts=5"]))
+    for wrong in ("scoring.metrics=[facst]", "select.at_least={brightness_rang: 1}", "judge=nowhere"):
+        with pytest.raises(ReelignError):  # before anything is generated
+            SelfPlay(load_selfplay(run, [wrong]))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(RunFolderError, match="no run to resume"):
         SelfPlay(load_selfplay(run), resume=True)
     with pytest.raises(DataError, match="has a winner"):

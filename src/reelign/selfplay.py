@@ -13,7 +13,7 @@ noise for ``patience`` rounds, or the guard stopped a round, self-play ends, and
 
 Every stage finds out from its files what is left to do, so a run that was killed anywhere goes on there.
 
-Run: ``reelign selfplay recipes/selfplay.yaml``.
+Run: ``reelign selfplay selfplay``, the recipe, or a file of one's own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from reelign.contracts import Request
 from reelign.datasets.clips import ClipOrder
 from reelign.datasets.prompts import load_prompts, split_prompts
 from reelign.datasets.video_folder import write_metadata
-from reelign.errors import DataError, RunFolderError
+from reelign.errors import DataError, RunFolderError, UnknownNameError
 from reelign.loop import Listener, Run
 from reelign.metrics.statistics import Paired, paired_delta
 from reelign.run_folder import RunFolder, environment
@@ -46,7 +46,7 @@ from reelign.sampling import sample
 from reelign.selection.choose import Jury, select_takes
 from reelign.selection.executors import executor
 from reelign.selection.reject import reject_takes, write_verdicts
-from reelign.selection.scoring import score_takes
+from reelign.selection.scoring import Once, columns_of, score_takes
 from reelign.selection.takes import TakesFolder
 from reelign.selection.takes_import import import_takes
 from reelign.selection.winners import Selection, WinnerOptions, write_winners
@@ -91,11 +91,25 @@ class SelfPlay:
                 f"a round asks at most all prompts that are not held out, {len(self.prompts.train)}; "
                 f"got takes.prompts={config.takes.prompts}"
             )
+        specs = [MetricSpec("metric", name) for name in config.scoring.metrics]
+        specs += [MetricSpec("reward", r.name, tuple(sorted(r.options.items()))) for r in config.rewards]
+        self.build = Once(partial(build_scorers, specs))
+        self._check_names()  # before a round's work, not after it
         self.folder.create()
         if resume and (self.folder.path / "config.yaml").read_text() != dump_selfplay(config):
             raise RunFolderError(f"resumed self-play keeps its config; that of {self.folder.path} is another")
         self.folder.write_text("config.yaml", dump_selfplay(config))
         self.folder.write_json("environment.json", environment("cpu" if not torch.cuda.is_available() else "cuda"))
+
+    def _check_names(self) -> None:
+        """Refuse a misspelt metric, reward or least score, and a judge that is not there or looks at other scores."""
+        known = columns_of(self.build())
+        for name in self.config.select.at_least:
+            if name not in known:
+                raise UnknownNameError("score in select.at_least", name, known)
+        for name in self._jury().needs:
+            if name not in known:
+                raise UnknownNameError("score that the judge looks at", name, known)
 
     def run(self, watcher: Watcher) -> dict[str, Any]:
         """All rounds, to the end; returns what ``selfplay.json`` says.
@@ -123,10 +137,8 @@ class SelfPlay:
         stage = partial(watcher.stage, number)
         make_takes(self.config, self._asked(number), adapter, place / "takes", number, partial(stage, "generating"))
         takes = import_takes(place / "takes")
-        specs = [MetricSpec("metric", name) for name in self.config.scoring.metrics]
-        specs += [MetricSpec("reward", r.name, tuple(sorted(r.options.items()))) for r in self.config.rewards]
         run_on = executor(self.config.scoring.where, self.config.scoring.workers)
-        score_takes(takes, partial(build_scorers, specs), run_on, progress=partial(stage, "scoring"))
+        score_takes(takes, self.build, run_on, progress=partial(stage, "scoring"))
         verdicts = reject_takes(takes.wide(), takes.current_scores(), self.config.reject)
         write_verdicts(takes.path, verdicts)
         stage("selecting", 0, 1)
@@ -166,12 +178,12 @@ class SelfPlay:
         winners = WinnerOptions(per_group=every, min_confidence=options.min_confidence)
         wide = takes.wide()
         out = pd.concat([rejected[["take", "gate", "reason"]], below(wide, options.at_least)])
-        selection = select_takes(wide, self._jury(takes), out, options.play, winners)
+        selection = select_takes(wide, self._jury(), out, options.play, winners)
         if not len(selection.winners):
             raise DataError(f"no group of {takes.path} has a winner: see {takes.path}/rejected.csv")
         return selection
 
-    def _jury(self, takes: TakesFolder) -> Jury:
+    def _jury(self) -> Jury:
         if self.config.judge is None:
             return Jury(weights={r.name: r.weight for r in self.config.rewards})
         from reelign.selection.judge_storage import load_judge
@@ -194,7 +206,10 @@ class SelfPlay:
         if before and not started:  # the same prompts, seeds and weights: what the round before ended with
             first = RunFolder(place).samples(0)
             if not first.exists():
-                shutil.copytree(before[-1]["samples"], first)
+                part = first.with_name(f".{first.name}.part")
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(before[-1]["samples"], part)
+                part.rename(first)
         run = Run(self.run_config(number, before), resume=started)
         self._hand_over_latents(run, number)
         if not run.train(watcher):
@@ -241,6 +256,8 @@ class SelfPlay:
         now, previous = pd.read_csv(scores), pd.read_csv(self._round(number) / "train/samples/step_000000/scores.csv")
         base = pd.read_csv(self._round(1) / "train/samples/step_000000/scores.csv")
         names = self.config.goal or tuple(name for name in now.columns if name.startswith(HELD_OUT))
+        if lost := [name for name in names if name not in now]:
+            raise UnknownNameError("held-out column in goal", lost[0], [n for n in now if n.startswith(HELD_OUT)])
         tables = {name: [table[name].to_numpy() for table in (base, previous, now)] for name in names}
         tables["goal"] = [table[list(names)].mean(axis=1).to_numpy() for table in (base, previous, now)]
         return {

@@ -34,6 +34,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "generator": {
         "wan": "reelign.generators.wan:load_wan",
+        "causal_wan": "reelign.generators.causal_wan:load_causal_wan",
         "modelscope": "reelign.generators.modelscope:load_modelscope",
     },
     "algorithm": {

@@ -128,6 +128,8 @@ class EvaluationOptions(_Section):
 
     Args:
         measures: held-out measures, which nothing trains on; see ``catalogue``.
+        per_prompt: clips of each held-out prompt, each with a seed of its own. Intervals are over prompts, and more
+            clips of each make them narrower.
         every: steps between evaluations on the way; 0 is only before and after.
         batch: clips at a time.
         save_clips: how many clips of each evaluation are written as mp4.
@@ -136,6 +138,7 @@ class EvaluationOptions(_Section):
     """
 
     measures: tuple[str, ...] = ("motion_energy",)
+    per_prompt: int = Field(1, ge=1)
     every: int = Field(0, ge=0)
     batch: int = Field(16, ge=1)
     save_clips: int = Field(24, ge=0)

@@ -222,6 +222,28 @@ class Generator(Protocol):
         ...
 
 
+@runtime_checkable
+class CausalGenerator(Generator, Protocol):
+    """Makes a clip block after block, and can go on for ever. Memory is a value: what comes back is another one."""
+
+    @property
+    def fresh_noise(self) -> bool:
+        """Whether each step of a block draws new noise (few-step students), or keeps what it estimated (teachers)."""
+        ...
+
+    def blocks(self, frames: int, start: int = 0) -> list[int]:
+        """Sizes of the blocks, in latent frames, that ``frames`` frames from frame ``start`` divide into."""
+        ...
+
+    def begin(self, condition: Condition, frame: int = 0) -> Any:
+        """The memory before frame ``frame``, with the text taken in once; no gradient."""
+        ...
+
+    def advance(self, x: Tensor, t: Tensor, condition: Condition, memory: Any) -> tuple[Tensor, Any]:
+        """Raw output for the block x [B,C,f,h,w] that follows what ``memory`` holds, and the memory with it."""
+        ...
+
+
 @dataclass(frozen=True)
 class RewardCard:
     """What a reward promises; ``reelign.rewards.card`` verifies it when the reward loads.

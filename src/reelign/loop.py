@@ -82,9 +82,10 @@ class Run:
         self._hacked: str | None = None  # why the guard ended the run
         sampling = config.settings
         self.guard = self._build_guard(reward, measures)
+        asked = self.prompts.held_out * config.evaluation.per_prompt
         self.examiner = Examiner(
-            prompts=self.prompts.held_out,
-            seeds=tuple(config.evaluation.seed + i for i in range(len(self.prompts.held_out))),
+            prompts=asked,
+            seeds=tuple(config.evaluation.seed + i for i in range(len(asked))),
             reward=reward,
             measures=measures,
             steps=sampling.steps,

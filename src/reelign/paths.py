@@ -79,10 +79,13 @@ class FlowPath:
     Args:
         shift: k of ``shift_sigma``; Wan 2.1 uses 3 at 480p and 5 at 720p.
         train_steps: size of the training grid, which sets the smallest noise level.
+        grid_end: unshifted level at which the grid of a chain ends, itself left out; None is 1/train_steps. With 0,
+            four steps are at 1, 3/4, 1/2 and 1/4, as few-step students are trained (Huang et al. 2025, Self-Forcing).
     """
 
     shift: float = 1.0
     train_steps: int = 1000
+    grid_end: float | None = None
 
     @property
     def prediction(self) -> Prediction:
@@ -98,7 +101,8 @@ class FlowPath:
         """
         if steps < 1:
             raise ConfigError(f"a chain has at least 1 step; got {steps}")
-        grid = torch.linspace(1, 1 / self.train_steps, steps + 1, dtype=torch.float64)[:-1]
+        end = 1 / self.train_steps if self.grid_end is None else self.grid_end
+        grid = torch.linspace(1, end, steps + 1, dtype=torch.float64)[:-1]
         sigma = torch.cat([shift_sigma(grid, self.shift), torch.zeros(1, dtype=torch.float64)])
         alpha = 1 - sigma
         return Schedule(sigma[:-1] * self.train_steps, alpha, sigma, ancestral_noise(alpha, sigma))

@@ -6,22 +6,30 @@ One step from noise level t to s, for every path (Song et al. 2021, DDIM, eq. 12
 
 η = 0 is DDIM and, on a flow path, exactly the Euler step; η = 1 is ancestral sampling.
 
+A causal generator makes a clip block after block, each by a chain of its own, on the memory of its own clean blocks:
+``rollout``, which training runs too (Huang et al. 2025, Self-Forcing, algorithms 1 and 2).
+
 Left out: multistep solvers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatch
+from reelign.contracts import CausalGenerator, Condition, Generator, Request, Schedule, VideoBatch
+from reelign.errors import DataError
 from reelign.paths import endpoints
 
 Observer = Callable[[int, Tensor, Tensor], None]
+Draw = Callable[[Sequence[int]], Tensor]  # shape without the batch axis -> normal noise [B,*shape]
 
 
 def guided(generator: Generator, x: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:
@@ -118,13 +126,161 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.devic
     return torch.stack(rows).to(device)
 
 
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How a causal clip is rolled out.
+
+    Args:
+        guidance_scale: w of classifier-free guidance; 1 is none, and half the work.
+        exits: of each block, the step whose prediction is kept, counted from 0; empty is the last step for all. That
+            step alone is differentiated; those after it are not run.
+        gradient_from: blocks that begin before this latent frame are not differentiated.
+        kv_grad: ``detached``, as the paper says: no gradient through the memory. ``official``, as its code does: the
+            values of the clean pass, the gradient of the exit step's keys and values.
+        context_t: time at which a finished block enters the memory.
+    """
+
+    guidance_scale: float = 1.0
+    exits: Sequence[int] = ()
+    gradient_from: int = 0
+    kv_grad: Literal["detached", "official"] = "detached"
+    context_t: float = 0.0
+
+
+def rollout(
+    generator: CausalGenerator,
+    condition: Condition,
+    frames: int,
+    schedule: Schedule,
+    draw: Draw,
+    options: RolloutOptions | None = None,
+    given: Tensor | None = None,
+) -> Tensor:
+    """A clip of ``frames`` latent frames, [B,C,F,h,w], made block after block on its own past.
+
+    Args:
+        schedule: the chain of each block.
+        draw: noise for each block, then for each step that wants some.
+        given: [B,C,G,h,w], clean frames that the clip begins with; they count among ``frames``.
+    """
+    start, options = 0 if given is None else given.shape[2], options or RolloutOptions()
+    with nullcontext() if torch.is_grad_enabled() else generator.merged():
+        memory = begin(generator, condition, options, given)
+        made = roll(generator, condition, generator.blocks(frames - start, start), schedule, draw, options, memory)
+        blocks = [block for block, _ in made]
+    return torch.cat(blocks if given is None else [given.to(blocks[0]), *blocks], dim=2)
+
+
+def begin(
+    generator: CausalGenerator,
+    condition: Condition,
+    options: RolloutOptions | None = None,
+    given: Tensor | None = None,
+    frame: int = 0,
+) -> Any:
+    """The memory before the first block, or after the blocks of ``given`` [B,C,G,h,w] that begin at frame ``frame``."""
+    options = options or RolloutOptions()
+    memory = generator.begin(condition.both() if options.guidance_scale != 1 else condition, frame)
+    sizes = [] if given is None else generator.blocks(given.shape[2], frame)
+    for block in [] if given is None else torch.split(given, sizes, dim=2):
+        memory = remember(generator, block, condition, memory, options)
+    return memory
+
+
+@torch.no_grad()
+def remember(generator: CausalGenerator, x: Tensor, condition: Condition, memory: Any, options: RolloutOptions) -> Any:
+    """The memory after a clean block x [B,C,f,h,w]."""
+    time = torch.tensor(options.context_t)
+    return _advance(generator, x.detach(), time, condition, memory, options.guidance_scale)[1]
+
+
+def roll(
+    generator: CausalGenerator,
+    condition: Condition,
+    sizes: Iterator[int] | Sequence[int],
+    schedule: Schedule,
+    draw: Draw,
+    options: RolloutOptions,
+    memory: Any,
+) -> Iterator[tuple[Tensor, Any]]:
+    """Blocks of these sizes, one by one, each with the memory before it; endless where ``sizes`` is.
+
+    A block enters the memory when the next one is asked for, so the last costs no pass more than it needs.
+    """
+    recording, frame, last = torch.is_grad_enabled(), 0, len(schedule) - 1
+    channels, _, *space = generator.latent_shape()
+    for index, size in enumerate(sizes):
+        exit_step = options.exits[index] if options.exits else last
+        if not 0 <= exit_step <= last:
+            raise DataError(f"a block leaves its chain at one of the steps 0 to {last}; got {exit_step}")
+        x = draw((channels, size, *space))
+        levels = schedule.to(x)
+        x = levels.sigma[0] * x
+        denoise = partial(_denoise, generator, condition, levels, memory, options.guidance_scale)
+        with torch.no_grad(), generator.merged():
+            for i in range(exit_step):
+                x0, eps, _ = denoise(x, i)
+                noise = draw(x.shape[1:]) if generator.fresh_noise else eps
+                x = levels.alpha[i + 1] * x0 + levels.sigma[i + 1] * noise
+        live = recording and frame >= options.gradient_from
+        with torch.set_grad_enabled(live), nullcontext() if live else generator.merged():
+            x0, _, noisy = denoise(x, exit_step)
+        yield x0, memory
+        frame += size
+        with generator.merged():
+            memory = remember(generator, x0, condition, memory, options)
+        if live and options.kv_grad == "official":
+            memory = memory.straight_through(noisy)
+
+
+def _denoise(
+    generator: CausalGenerator, condition: Condition, levels: Schedule, memory: Any, scale: float, x: Tensor, i: int
+) -> tuple[Tensor, Tensor, Any]:
+    """x̂_0 and ε̂ of a block at the i-th step of its chain, and the memory with the noisy block in it."""
+    output, noisy = _advance(generator, x, levels.t[i], condition, memory, scale)
+    return *endpoints(generator.path.prediction, output, x, levels.alpha[i], levels.sigma[i]), noisy
+
+
+def _advance(
+    generator: CausalGenerator, x: Tensor, t: Tensor, condition: Condition, memory: Any, scale: float
+) -> tuple[Tensor, Any]:
+    """One pass over a block, guided; the memory then holds both branches."""
+    if scale == 1:
+        output, memory = generator.advance(x, t, condition, memory)
+        return output.to(x.dtype), memory
+    output, memory = generator.advance(torch.cat([x, x]), t, condition.both(), memory)
+    negative, positive = output.to(x.dtype).chunk(2)
+    return negative + scale * (positive - negative), memory
+
+
+class SeededNoise:
+    """Normal noise for a batch, each row from a source of its own, so that a clip does not depend on its batch.
+
+    Args:
+        seeds: one a row.
+        device: where the noise is wanted; it is always drawn on the CPU.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        """Noise [B,*shape], the next of each source."""
+        return torch.stack([torch.randn(tuple(shape), generator=source) for source in self.sources]).to(self.device)
+
+
 @torch.no_grad()
 def sample(
     generator: Generator, request: Request, seeds: Sequence[int], steps: int, guidance_scale: float, eta: float = 0.0
 ) -> Tensor:
-    """Latents [B,…] for a request, one seed a prompt, without gradient."""
+    """Latents [B,…] for a request, one seed a prompt, without gradient; a causal generator rolls them out."""
     condition = generator.encode(request)
     device = next(iter(condition.positive.values())).device
+    if isinstance(generator, CausalGenerator):
+        frames, options = generator.latent_shape()[1], RolloutOptions(guidance_scale)
+        schedule = generator.path.schedule(steps)
+        return rollout(generator, condition, frames, schedule, SeededNoise(seeds, device), options)
     x = seeded_noise(generator.latent_shape(), seeds, device)
     random = torch.Generator().manual_seed(seeds[0])
     return chain(generator, x, condition, generator.path.schedule(steps), ChainOptions(guidance_scale, eta), random)

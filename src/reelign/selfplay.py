@@ -253,8 +253,8 @@ class SelfPlay:
 
     def _compare(self, number: int, scores: Path) -> dict[str, Any]:
         """Held-out measures and their mean, the goal: this round against the one before and against the base."""
-        now, previous = pd.read_csv(scores), pd.read_csv(self._round(number) / "train/samples/step_000000/scores.csv")
-        base = pd.read_csv(self._round(1) / "train/samples/step_000000/scores.csv")
+        first, last = (self._round(n) / "train/samples/step_000000/scores.csv" for n in (1, number))
+        base, previous, now = (by_prompt(file) for file in (first, last, scores))
         names = self.config.goal or tuple(name for name in now.columns if name.startswith(HELD_OUT))
         if lost := [name for name in names if name not in now]:
             raise UnknownNameError("held-out column in goal", lost[0], [n for n in now if n.startswith(HELD_OUT)])
@@ -287,6 +287,11 @@ class SelfPlay:
         }
         self.folder.write_json("selfplay.json", result)
         return result
+
+
+def by_prompt(scores: Path) -> pd.DataFrame:
+    """The measures of an evaluation, a row a prompt: its clips are no evidence apart from each other."""
+    return pd.read_csv(scores).groupby("prompt", sort=False).mean(numeric_only=True)
 
 
 def within_noise(change: dict[str, Any] | Paired) -> bool:

@@ -1,0 +1,124 @@
+"""The names of Wan's weights in the official releases (Wan 2.1, CausVid, Self-Forcing), to and from diffusers' names.
+
+Left out: image-to-video weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from reelign.errors import ModelError
+
+# official -> diffusers, matched at the beginning of a name or of what follows ``blocks.N.``
+OUTSIDE = {
+    "text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
+    "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
+    "time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
+    "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
+    "time_projection.1.": "condition_embedder.time_proj.",
+    "head.modulation": "scale_shift_table",
+    "head.head.": "proj_out.",
+    "patch_embedding.": "patch_embedding.",
+}
+INSIDE = {
+    "modulation": "scale_shift_table",
+    "norm3.": "norm2.",
+    "ffn.0.": "ffn.net.0.proj.",
+    "ffn.2.": "ffn.net.2.",
+    **{
+        f"{theirs}.{a}.": f"{ours}.{b}."
+        for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for a, b in (
+            ("q", "to_q"),
+            ("k", "to_k"),
+            ("v", "to_v"),
+            ("o", "to_out.0"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+        )
+    },
+}
+BLOCK = re.compile(r"^blocks\.\d+\.")
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
+PARTS = ("generator_ema", "generator", "model")  # of a training checkpoint, the averaged weights first
+
+
+def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official names to diffusers' names.
+
+    Raises:
+        ModelError: a name that is not of a text-to-video Wan transformer.
+    """
+    return {_renamed(name, OUTSIDE, INSIDE): value for name, value in state.items()}
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Diffusers' names to official names; raises as ``to_diffusers``."""
+    outside, inside = ({new: old for old, new in table.items()} for table in (OUTSIDE, INSIDE))
+    return {_renamed(name, outside, inside): value for name, value in state.items()}
+
+
+def _renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str]) -> str:
+    block = BLOCK.match(name)
+    prefix, table = (block.group(), inside) if block else ("", outside)
+    rest = name.removeprefix(prefix)
+    for old, new in table.items():
+        if rest == old or (old.endswith(".") and rest.startswith(old)):
+            return prefix + new + rest.removeprefix(old)
+    raise ModelError(f"weight {name!r} is not of a text-to-video Wan transformer")
+
+
+def read_transformer(file: Path, part: str | None = None) -> dict[str, Tensor]:
+    """The weights of a Wan transformer under diffusers' names, from a released or trained checkpoint.
+
+    Args:
+        file: ``.safetensors``, or ``.pt`` read without running code; names official or diffusers', with or without
+            ``model.`` and the prefixes that wrapping leaves.
+        part: of a training checkpoint, for example ``generator``; None prefers the averaged ``generator_ema``.
+
+    Raises:
+        ModelError: not such a file, or no such part.
+    """
+    try:
+        loaded: Any = load_file(file) if file.suffix == ".safetensors" else _load_pt(file)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(f"cannot read weights from {file}: {' '.join(str(error).split())[:200]}") from error
+    state = _part_of(loaded, part, file)
+    plain = {_unwrapped(name): value for name, value in state.items()}
+    official = any(name.startswith(("text_embedding.", "head.")) for name in plain)
+    return to_diffusers(plain) if official else plain
+
+
+def _load_pt(file: Path) -> Any:
+    import pickle
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{file} holds more than weights, which would run as code: keep only its tensors") from error
+
+
+def _part_of(loaded: Any, part: str | None, file: Path) -> Mapping[str, Tensor]:
+    if not isinstance(loaded, Mapping):
+        raise ModelError(f"{file} holds {type(loaded).__name__}, not named weights")
+    parts = [name for name, value in loaded.items() if isinstance(value, Mapping)]
+    if not parts and part is None:
+        return loaded
+    chosen = part or next((name for name in PARTS if name in parts), None)
+    if chosen not in parts:
+        raise ModelError(f"{file} has no part {chosen or PARTS[0]!r}; it has {', '.join(parts) or 'weights alone'}")
+    return loaded[chosen]  # type: ignore[no-any-return]
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("model.")

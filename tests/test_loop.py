@@ -92,6 +92,21 @@ def test_a_run_leaves_what_it_promises(finished):
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == [f"step_{i:06d}" for i in (2, 4, 6)]
 
 
+def test_several_clips_of_each_held_out_prompt(folder, finished, tmp_path):
+    config = settings(folder, tmp_path / "run", steps=1)
+    config["evaluation"]["per_prompt"] = 3
+    run(config)
+    table = pd.read_csv(tmp_path / "run/samples/step_000000/scores.csv")
+    assert table["prompt"].value_counts().tolist() == [3, 3, 3]
+    assert table["seed"].is_unique
+    once = pd.read_csv(finished / "samples/step_000000/scores.csv")
+    pd.testing.assert_frame_equal(table[:2], once[:2])  # the first of each is what one a prompt would be
+    assert table["seed"][:3].tolist() == once["seed"].tolist()
+    assert (table[3:6]["trained_reward"].to_numpy() != once["trained_reward"].to_numpy()).all()
+    summary = summarise(tmp_path / "run")
+    assert (summary["prompts"], summary["clips"]) == (3, 9)
+
+
 def same_checkpoint(one, other):
     a, b = checkpoint.load(one), checkpoint.load(other)
     a.pop("seconds"), b.pop("seconds")

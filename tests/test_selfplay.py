@@ -19,7 +19,7 @@ from reelign.datasets.clips import CaptionedClip, ClipOrder, ClipReader, load_cl
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import ConfigError, DataError, ReelignError, RunFolderError
 from reelign.metrics.statistics import paired_delta
-from reelign.selfplay import SelfPlay, below, within_noise
+from reelign.selfplay import SelfPlay, below, by_prompt, within_noise
 from reelign.selfplay_config import load_selfplay
 from reelign.video_io import write_clip
 
@@ -96,6 +96,16 @@ def test_every_stage_leaves_its_files(played):
     page = (out / "report.html").read_text()
     assert "Round 2" in page
     assert page.count("<video") >= 3
+
+
+def test_a_prompt_counts_once_however_many_clips_it_has(tmp_path):
+    rows = [("a", 1.0, 0.0), ("b", 0.0, 0.0), ("a", 0.0, 1.0)]
+    table = pd.DataFrame(rows, columns=["prompt", "held_out/x", "held_out/y"]).assign(file="0.mp4")
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    means = by_prompt(tmp_path / "scores.csv")
+    assert means.index.tolist() == ["a", "b"]
+    assert means["held_out/x"].tolist() == [0.5, 0.0]
+    assert means["held_out/y"].tolist() == [0.5, 0.0]
 
 
 def test_the_winner_is_what_the_judge_prefers(played):

@@ -19,8 +19,8 @@ FLOORS = (
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),
     ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),
-    ("selfplay", "selfplay_config"),
-    ("review", "report", "plots"),
+    ("selfplay", "selfplay_config", "web"),
+    ("review", "report", "plots", "stream"),
     ("cli", "__main__"),
 )
 APART = ("generators", "rewards", "algorithms")  # rooms whose files do not know the other rooms of this list

@@ -20,11 +20,12 @@ pytest.importorskip("starlette.testclient", reason="needs httpx")
 from starlette.testclient import TestClient
 
 from reelign.errors import DataError
-from reelign.review.app import Access, build_app
+from reelign.review.app import build_app
 from reelign.review.database import LabelStore
 from reelign.review.settings import ReviewSettings
 from reelign.selection.labels import check_labels
 from reelign.selection.takes import TakesFolder
+from reelign.web.access import Access
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 BASE = "http://127.0.0.1:8800"

@@ -14,12 +14,11 @@ from reelign.errors import ConfigError
 if TYPE_CHECKING:
     import socket
 
-    from reelign.review.app import Access
     from reelign.review.database import LabelStore
     from reelign.review.settings import ReviewSettings
     from reelign.selection.takes import TakesFolder
+    from reelign.web.access import Access
 
-SHORTEST_TOKEN = 16
 console = Console()
 
 
@@ -52,10 +51,11 @@ def review(
     kind: Annotated[str, typer.Option(help="Exported: 'labels', 'ratings' or 'preferences'.")] = "labels",
 ) -> None:
     """Serve the review page: people watch takes side by side and choose; labels go to a database, append-only."""
-    from reelign.review.app import Access, allowed_hosts
     from reelign.review.database import LabelStore
     from reelign.review.library import Library
     from reelign.selection.takes import TakesFolder
+    from reelign.web.access import Access, allowed_hosts, wanted_token
+    from reelign.web.serving import listen
 
     folder = TakesFolder(takes)
     store = LabelStore.open(database or takes / "labels.sqlite")
@@ -69,7 +69,8 @@ def review(
         axes=tuple(axis.strip() for axis in axes.split(",")), scale=scale, pairing=pairing, goal=goal, overlap=overlap,
         repeats=repeats, checks=checks, seed=seed,
     )  # fmt: skip
-    _serve(folder, store, settings, Access(_token(host, token), allowed_hosts(allow_host or [])), _listen(host, port))
+    access = Access(wanted_token(host, token), allowed_hosts(allow_host or []))
+    _serve(folder, store, settings, access, listen(host, port))
 
 
 def _settings(**values: object) -> ReviewSettings:
@@ -84,50 +85,14 @@ def _settings(**values: object) -> ReviewSettings:
         raise ConfigError(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}") from error
 
 
-def _token(host: str, token: str | None) -> str | None:
-    """The token to ask for: none on this machine only, unless one was given."""
-    import secrets
-
-    from reelign.review.security import is_loopback
-
-    if token is not None and len(token) < SHORTEST_TOKEN:
-        raise ConfigError(
-            f"a token has at least {SHORTEST_TOKEN} letters; got {len(token)}: leave it out for a fresh one"
-        )
-    return token if token is not None or is_loopback(host) else secrets.token_urlsafe(24)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    import socket
-
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} cannot be served on ({error.strerror}); choose another --port or --host"
-        ) from error
-
-
 def _serve(
     folder: TakesFolder, store: LabelStore, settings: ReviewSettings, access: Access, listener: socket.socket
 ) -> None:
-    from urllib.parse import quote
-
-    import uvicorn
-
     from reelign.review.app import build_app
+    from reelign.web.serving import address_of, serve
 
     app = build_app(folder, store, settings, access)
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    if access.token is None:
-        console.print(f"review: {address}", soft_wrap=True, highlight=False)
-    else:
-        console.print(f"review: {address}/sign-in#{quote(access.token)}", soft_wrap=True, highlight=False)
+    console.print(f"review: {address_of(listener, access.token)}", soft_wrap=True, highlight=False)
+    if access.token is not None:
         console.print("anybody with this address may label; put TLS in front of it outside a trusted network")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5))
-    try:
-        server.run(sockets=[listener])
-    finally:
-        store.close()
+    serve(app, listener, store.close)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.responses import Response
 
-from reelign.errors import DataError
 from reelign.review.browse import PLAIN, browse, read_filters
 from reelign.review.desk import NAME_COOKIE, annotator_of, clean_name, desk_of, name_cookie
 from reelign.review.export import TYPES, as_bytes, export_table
 from reelign.review.queue import progress
 from reelign.review.results import agreement, canonical, people, win_rates
-from reelign.review.security import SESSION_COOKIE, session_of
+from reelign.web.pages import is_secure, local, posted_form
 
 router = APIRouter(default_response_class=HTMLResponse)
 YEAR_S = 365 * 24 * 3600
-WRONG_TOKEN_S = 0.5  # a guess costs this long
 LISTED_GROUPS = 500
 
 
@@ -38,32 +33,10 @@ def overview(request: Request) -> str:
 @router.post("/name")
 async def name(request: Request) -> Response:
     """Say who is labelling."""
-    form = await _form(request)
-    reply = RedirectResponse(_local(form.get("next", "/")), 303)
+    form = await posted_form(request)
+    reply = RedirectResponse(local(form.get("next", "/")), 303)
     said = name_cookie(clean_name(form.get("name", "")))
-    reply.set_cookie(NAME_COOKIE, said, max_age=YEAR_S, samesite="strict", httponly=True, secure=_secure(request))
-    return reply
-
-
-@router.get("/sign-in")
-def sign_in_page(request: Request) -> str:
-    """Ask for the token."""
-    return desk_of(request).render("sign_in", request, next=_local(request.query_params.get("next", "/")), wrong=False)
-
-
-@router.post("/sign-in")
-async def sign_in(request: Request) -> Response:
-    """Check the token and remember it in a cookie."""
-    desk, form = desk_of(request), await _form(request)
-    goal = _local(form.get("next", "/"))
-    if desk.token is None:
-        return RedirectResponse(goal, 303)
-    if not hmac.compare_digest(form.get("token", "").strip().encode(), desk.token.encode()):
-        await asyncio.sleep(WRONG_TOKEN_S)
-        return HTMLResponse(desk.render("sign_in", request, next=goal, wrong=True), 401)
-    reply = RedirectResponse(goal, 303)
-    session = session_of(desk.token)
-    reply.set_cookie(SESSION_COOKIE, session, samesite="strict", httponly=True, secure=_secure(request))
+    reply.set_cookie(NAME_COOKIE, said, max_age=YEAR_S, samesite="strict", httponly=True, secure=is_secure(request))
     return reply
 
 
@@ -162,21 +135,3 @@ def _tally(request: Request, take: str) -> list[dict[str, Any]]:
         counts = {"won": won, "lost": len(sided) - won, "tied": tied, "both_bad": both_bad}
         rows.append({"axis": axis, **counts, "ratings": ", ".join(rated["choice"])})
     return rows
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """A posted form; each name once."""
-    try:
-        fields = parse_qs((await request.body()).decode(), max_num_fields=20)
-    except ValueError as error:
-        raise DataError("a form has a few fields of text; got something else") from error
-    return {name: values[-1] for name, values in fields.items()}
-
-
-def _local(address: str) -> str:
-    """An address on this server, or the start page: never another site."""
-    return address if address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
-
-
-def _secure(request: Request) -> bool:
-    return request.url.scheme == "https"

@@ -1,14 +1,15 @@
-"""Who may talk to the review server: host names, origins, sign-in, sizes, and what the browser may do with a page.
+"""Who may talk to a server of ours: host names, origins, sign-in, sizes, and what the browser may do with a page.
 
 On a loopback address there is no sign-in; other web pages are still kept out, because they can make the browser send
 requests and point their own host name at 127.0.0.1. Beyond loopback everybody needs the token.
 
     Host        a name or address the server was told of; addresses in digits always pass    (against DNS rebinding)
     Origin      every POST comes from this very page and says so with a header               (against forged requests)
+                every WebSocket is opened by a page of ours                                  (browsers let others try)
     cookie      a keyed hash of the token, HttpOnly, SameSite=Strict, compared in constant time
     headers     scripts, styles and media from here only, nothing inline, no framing
 
-Left out: accounts. The annotator's name is stated, not proven; TLS is a reverse proxy's job.
+Left out: accounts; TLS, which is a reverse proxy's job.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
-SESSION_COOKIE = "reelign_session"
+from reelign.web.access import Access
+
 OWN_HEADER = "x-reelign"
 MAX_BODY = 64 * 1024
 OPEN_PATHS = ("/sign-in", "/static/", "/health")
@@ -44,17 +46,7 @@ HEADERS = {
 
 def session_of(token: str) -> str:
     """What the cookie holds: the token itself never goes into it."""
-    return hmac.new(token.encode(), b"reelign review session", hashlib.sha256).hexdigest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server on this address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return hmac.new(token.encode(), b"reelign session", hashlib.sha256).hexdigest()
 
 
 class Gate:
@@ -62,21 +54,26 @@ class Gate:
 
     Args:
         app: what is behind it.
-        hosts: host names that are ours, besides localhost and addresses in digits.
-        token: secret to sign in with; None asks for none.
+        access: who may come in.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str] = (), token: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
-        self.hosts = {"localhost", *(host.lower() for host in hosts)}
-        self.session = None if token is None else session_of(token)
+        self.cookie = access.cookie
+        self.hosts = {"localhost", *(host.lower() for host in access.hosts)}
+        self.session = None if access.token is None else session_of(access.token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on; either way with our headers."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
+        """Refuse, or pass on; pages and files with our headers."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            refused = self._socket_refused(Headers(scope=scope))
+            await (WebSocketClose() if refused else self.app)(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope, Headers(scope=scope))
 
         async def send_with_headers(message: Message) -> None:
@@ -88,6 +85,10 @@ class Gate:
             await send(message)
 
         await (refusal or self.app)(scope, _limited(receive), send_with_headers)
+
+    def _socket_refused(self, headers: Headers) -> bool:
+        """Browsers let any page open a WebSocket to any server, cookies of ours included; they only say who it is."""
+        return not (self._known(headers.get("host", "")) and _ours(headers) and self._signed_in(headers))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """The answer to a request that may not pass, or None."""
@@ -120,15 +121,19 @@ class Gate:
     def _signed_in(self, headers: Headers) -> bool:
         if self.session is None:
             return True
-        given = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, "")
+        given = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
         return hmac.compare_digest(given.encode(), self.session.encode())
+
+
+def _ours(headers: Headers) -> bool:
+    """Whether the page that asks, as the browser names it, came from this server."""
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc == headers.get("host")
 
 
 def _same_origin(headers: Headers, path: str) -> bool:
     """A browser says where a post comes from; a form cannot send our own header, which the API asks for as well."""
-    origin = headers.get("origin")
-    ours = origin is not None and urlsplit(origin).netloc == headers.get("host")
-    return ours and (not path.startswith("/api/") or headers.get(OWN_HEADER) == "1")
+    return _ours(headers) and (not path.startswith("/api/") or headers.get(OWN_HEADER) == "1")
 
 
 def _limited(receive: Receive) -> Receive:

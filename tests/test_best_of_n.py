@@ -5,9 +5,10 @@ import pytest
 import torch
 from linear_generator import LinearGenerator
 
-from reelign.algorithms.best_of_n import BestOfN, Config, drop_captions, reward_weights
+from reelign.algorithms.best_of_n import BestOfN, Config, reward_weights
 from reelign.contracts import Condition, Request
 from reelign.errors import DataError, NonFiniteError
+from reelign.objectives import drop_captions
 from reelign.paths import DiscretePath, FlowPath, endpoints, scaled_linear_alphas, training_target
 
 PROMPTS = ("aa", "bbb", "cccc", "ddddd")
@@ -120,7 +121,7 @@ def test_resumed_equals_uninterrupted():
 
 
 def test_requests_without_clips_and_broken_networks_are_named():
-    with pytest.raises(DataError, match="name a folder of winners"):
+    with pytest.raises(DataError, match="name a folder of clips"):
         make().step(Request(PROMPTS))
     algorithm = make()
     with torch.no_grad():

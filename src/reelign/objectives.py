@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from reelign.contracts import Condition, Schedule
 from reelign.errors import NonFiniteError
 
 
@@ -20,6 +21,29 @@ def prediction_divergence(output: Tensor, reference: Tensor) -> Tensor:
         output, reference: [B,…]; no gradient flows to ``reference``.
     """
     return (output - reference.detach()).square().mean()
+
+
+def drop_captions(condition: Condition, share: float, random: torch.Generator) -> Condition:
+    """The condition with each row's caption replaced by the negative prompt with probability ``share``."""
+    rows = len(next(iter(condition.positive.values())))
+    dropped = torch.rand(rows, generator=random) < share
+    if condition.negative is None or not dropped.any():
+        return condition
+    mixed = {name: value.clone() for name, value in condition.positive.items()}
+    for name, value in mixed.items():
+        value[dropped] = condition.negative[name][dropped].to(value)
+    return Condition(mixed, condition.negative)
+
+
+def per_frame(of_blocks: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[B,blocks] to [B,F]: all latent frames of a block, whose counts are ``sizes``, share its value."""
+    return of_blocks.repeat_interleave(torch.tensor(sizes), dim=1)
+
+
+def signal_and_noise(levels: Schedule, index: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ of every latent frame, each [B,1,F,1,1], from indices [B,F] of levels."""
+    alpha, sigma = (part[index][:, None, :, None, None] for part in (levels.alpha, levels.sigma))
+    return alpha, sigma
 
 
 def require_finite(name: str, value: Tensor) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reelign.objectives import clip_gradients, update_average
+from reelign.objectives import clip_gradients, require_finite, update_average
 
 
 class Optimisation:
@@ -20,6 +20,7 @@ class Optimisation:
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         average: decay of the moving average; 0 is off.
+        average_from: updates before it begins; until then it is the weights themselves.
     """
 
     def __init__(
@@ -31,10 +32,13 @@ class Optimisation:
         betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float = 1.0,
         average: float = 0.0,
+        average_from: int = 0,
     ) -> None:
         self.parameters = parameters
         self.max_grad_norm = max_grad_norm
         self.decay = average
+        self.average_from = average_from
+        self.updates = 0
         self.optimiser = torch.optim.AdamW(parameters.values(), lr, betas=betas, weight_decay=weight_decay)
         self.average = {n: p.detach().clone() for n, p in parameters.items()} if average else {}
 
@@ -50,9 +54,32 @@ class Optimisation:
         """
         norm = clip_gradients(self.parameters, self.max_grad_norm)
         self.optimiser.step()
+        self.updates += 1
         if self.average:
-            update_average(self.average.values(), self.parameters.values(), self.decay)
+            decay = self.decay if self.updates > self.average_from else 0.0
+            update_average(self.average.values(), self.parameters.values(), decay)
         return norm
+
+    def update(self, loss: Callable[[slice], Tensor], rows: int, micro_batch: int = 0) -> dict[str, float]:
+        """One update from the mean loss of a batch, part by part; returns ``loss`` and ``gradient_norm``.
+
+        Args:
+            loss: of some rows, a mean over them.
+            rows: of the batch.
+            micro_batch: rows at a time; 0 is all.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is NaN or infinite.
+        """
+        self.clear()
+        size, total = micro_batch or rows, 0.0
+        for start in range(0, rows, size):
+            part = slice(start, min(start + size, rows))
+            value = (part.stop - start) / rows * loss(part)
+            require_finite("the loss", value)
+            value.backward()  # type: ignore[no-untyped-call]
+            total += value.item()
+        return {"loss": total, "gradient_norm": self.step()}
 
     def lower_rate(self, factor: float) -> None:
         """Multiply the learning rate, for good."""
@@ -75,6 +102,7 @@ class Optimisation:
             "weights": {name: p.detach() for name, p in self.parameters.items()},
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
+            "optimiser_updates": self.updates,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -82,6 +110,7 @@ class Optimisation:
         copy_into(self.parameters, state["weights"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
+        self.updates = int(state["optimiser_updates"])
 
 
 @torch.no_grad()

@@ -1,0 +1,110 @@
+"""Students block by block: what each block of a clip is worth, by how the student was trained.
+
+A student is ``name=path``: a folder with an adapter, a folder with whole weights (``transformer/`` in it or itself),
+or a run folder, of which the last checkpoint is taken. All get the same prompts, seeds, steps and blocks; the teacher,
+a bidirectional model at its own settings, is cut at the same frames. 95 % bootstrap intervals over prompts. Against the
+first student named, every other is compared on the last block, prompt by prompt.
+
+Run: ``python benchmarks/self_forcing.py self-forcing=runs/sf teacher-forcing=runs/tf diffusion-forcing=runs/df``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clips_over_time import SHARES, choose, clips, drawn, measure, panels, rows
+from rich.console import Console
+from rich.table import Table
+
+from reelign.build import build_generator
+from reelign.generation import adapter_options
+from reelign.generators.wan import WEIGHTS
+from reelign.metrics.over_time import block_parts
+from reelign.metrics.statistics import paired_delta
+from reelign.plots.over_time import over_time_figure
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = ("colour", "shape", "motion", "sharpness", "motion_energy")
+
+
+def student(path: Path) -> dict[str, Any]:
+    """Options that put the weights at a path into a generator."""
+    places = [path, path / "adapter"]
+    places += [step / "adapter" for step in sorted((path / "checkpoints").glob("step_*"), reverse=True)]
+    for place in places:
+        if (place / WEIGHTS).is_file():
+            return {"adapter": str(place), "lora": adapter_options(place)}
+        for whole in (place, place / "transformer"):
+            if (whole / "diffusion_pytorch_model.safetensors").is_file():
+                return {"transformer": str(whole), "lora": None}
+    raise SystemExit(f"a student's folder holds {WEIGHTS}, transformer weights or checkpoints; {path} does not")
+
+
+def named(text: str) -> tuple[str, Path]:
+    """``name=path``."""
+    name, _, path = text.partition("=")
+    if not path:
+        raise SystemExit(f"a student is written name=path; got {text!r}")
+    return name, Path(path)
+
+
+def against(found: dict[str, Any], first: str) -> list[dict[str, Any]]:
+    """The first student minus each other, on the last block, with intervals."""
+    return [
+        {"student": first, "against": other, "measure": name, "last_block": True,
+         **asdict(paired_delta(found[other][name][:, -1].numpy(), found[first][name][:, -1].numpy()))}
+        for other in found if other not in (first, "drawn")
+        for name in SHOWN
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("students", nargs="+", help="name=path, the one of interest first")
+    parser.add_argument("--model", default="zoo:tiny-wan", help="what students were trained from")
+    parser.add_argument("--teacher", default="zoo:tiny-wan", help="a bidirectional model; '' for none")
+    parser.add_argument("--frames-per-block", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--noise", choices=("fresh", "kept"), default="fresh", help="fresh for few-step students")
+    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "self_forcing.json")
+    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "assets" / "self_forcing.png")
+    arguments = parser.parse_args()
+    shared = {
+        "kind": "causal_wan", "model": arguments.model, "device": "cpu", "noise": arguments.noise,
+        "frames_per_block": arguments.frames_per_block,
+    }  # fmt: skip
+    specs, found, parts = choose(arguments.prompts), {}, []
+    chosen = dict(named(text) for text in arguments.students)
+    for name, path in chosen.items():
+        generator = build_generator(shared | student(path))
+        parts = block_parts(generator.blocks(generator.latent_shape()[1]))
+        video = clips(generator, specs, arguments.steps, arguments.guidance)
+        found[name] = measure(video, specs, parts)
+    if arguments.teacher:
+        teacher = build_generator({"kind": "wan", "model": arguments.teacher, "lora": None, "device": "cpu"})
+        video = clips(teacher, specs, teacher.default_steps, teacher.default_guidance_scale)
+        found["teacher"] = measure(video, specs, parts)
+    found["drawn"] = measure(drawn(specs, video.shape[1]), specs, parts)
+    first = next(iter(chosen))
+    table = Table("who", *(f"{m}, last block" for m in SHOWN))
+    for name, values in found.items():
+        table.add_row(name, *(f"{values[m][:, -1].mean().item():.3f}" for m in SHOWN))
+    Console().print(table)
+    over_time_figure(panels(found, SHOWN), "block", SHARES, "drawn").savefig(arguments.figure, dpi=130)
+    record = {
+        "students": {name: str(path) for name, path in chosen.items()},
+        "model": arguments.model, "teacher": arguments.teacher, "frames_per_block": arguments.frames_per_block,
+        "steps": arguments.steps, "guidance": arguments.guidance, "noise": arguments.noise,
+        "prompts": len(specs), "rows": rows(found), "comparisons": against(found, first),
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

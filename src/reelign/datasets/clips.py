@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,14 @@ def _read_list(file: Path) -> list[CaptionedClip]:
     return found
 
 
+class Reader(Protocol):
+    """Reads a clip of a source, cut for a generator."""
+
+    def read(self, path: Path) -> Tensor:
+        """Frames [T,3,H,W] in [0,1]; raises ClipError where that is not possible."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClipReader:
     """How clips are cut for a generator.
@@ -149,7 +157,7 @@ class ClipOrder:
         seed: of the orders.
     """
 
-    def __init__(self, clips: Sequence[CaptionedClip], reader: ClipReader, seed: int) -> None:
+    def __init__(self, clips: Sequence[CaptionedClip], reader: Reader, seed: int) -> None:
         self.clips = tuple(clips)
         self.reader = reader
         self._order = PromptOrder([str(i) for i in range(len(clips))], seed)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from reelign.contracts import CausalGenerator, Condition, Generator, Request, Schedule, VideoBatch
-from reelign.errors import DataError
+from reelign.errors import ConfigError, DataError
 from reelign.paths import endpoints
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -134,7 +134,7 @@ class RolloutOptions:
         guidance_scale: w of classifier-free guidance; 1 is none, and half the work.
         exits: of each block, the step whose prediction is kept, counted from 0; empty is the last step for all. That
             step alone is differentiated; those after it are not run.
-        gradient_from: blocks that begin before this latent frame are not differentiated.
+        gradient_from: blocks that begin before this latent frame of the clip are not differentiated.
         kv_grad: ``detached``, as the paper says: no gradient through the memory. ``official``, as its code does: the
             values of the clean pass, the gradient of the exit step's keys and values.
         context_t: time at which a finished block enters the memory.
@@ -164,10 +164,11 @@ def rollout(
         given: [B,C,G,h,w], clean frames that the clip begins with; they count among ``frames``.
     """
     start, options = 0 if given is None else given.shape[2], options or RolloutOptions()
+    sizes = generator.blocks(frames - start, start)
     with nullcontext() if torch.is_grad_enabled() else generator.merged():
         memory = begin(generator, condition, options, given)
-        made = roll(generator, condition, generator.blocks(frames - start, start), schedule, draw, options, memory)
-        blocks = [block for block, _ in made]
+        options = replace(options, gradient_from=options.gradient_from - start)
+        blocks = [block for block, _ in roll(generator, condition, sizes, schedule, draw, options, memory)]
     return torch.cat(blocks if given is None else [given.to(blocks[0]), *blocks], dim=2)
 
 
@@ -190,8 +191,8 @@ def begin(
 @torch.no_grad()
 def remember(generator: CausalGenerator, x: Tensor, condition: Condition, memory: Any, options: RolloutOptions) -> Any:
     """The memory after a clean block x [B,C,f,h,w]."""
-    time = torch.tensor(options.context_t)
-    return _advance(generator, x.detach(), time, condition, memory, options.guidance_scale)[1]
+    both = condition.both() if options.guidance_scale != 1 else condition
+    return _remembered(generator, both, options, memory, (x, None))
 
 
 def roll(
@@ -205,50 +206,72 @@ def roll(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Blocks of these sizes, one by one, each with the memory before it; endless where ``sizes`` is.
 
-    A block enters the memory when the next one is asked for, so the last costs no pass more than it needs.
+    A block enters the memory when the next one is asked for, so the last costs no pass more than it needs. Here
+    ``options.gradient_from`` counts from the first of these blocks.
     """
     recording, frame, last = torch.is_grad_enabled(), 0, len(schedule) - 1
     channels, _, *space = generator.latent_shape()
+    both = condition.both() if options.guidance_scale != 1 else condition
+    denoise = partial(_denoise, generator, both, options.guidance_scale)
+    before: tuple[Tensor, Any] | None = None  # the block before this one, and what its gradient goes through
     for index, size in enumerate(sizes):
-        exit_step = options.exits[index] if options.exits else last
-        if not 0 <= exit_step <= last:
-            raise DataError(f"a block leaves its chain at one of the steps 0 to {last}; got {exit_step}")
+        exit_step = _exit_step(options.exits, index, last)
         x = draw((channels, size, *space))
-        levels = schedule.to(x)
-        x = levels.sigma[0] * x
-        denoise = partial(_denoise, generator, condition, levels, memory, options.guidance_scale)
+        schedule = schedule.to(x)
+        x = schedule.sigma[0] * x
         with torch.no_grad(), generator.merged():
+            if before is not None:
+                memory = _remembered(generator, both, options, memory, before)
             for i in range(exit_step):
-                x0, eps, _ = denoise(x, i)
+                x0, eps, _ = denoise(schedule, memory, x, i)
                 noise = draw(x.shape[1:]) if generator.fresh_noise else eps
-                x = levels.alpha[i + 1] * x0 + levels.sigma[i + 1] * noise
+                x = schedule.alpha[i + 1] * x0 + schedule.sigma[i + 1] * noise
         live = recording and frame >= options.gradient_from
         with torch.set_grad_enabled(live), nullcontext() if live else generator.merged():
-            x0, _, noisy = denoise(x, exit_step)
+            x0, _, noisy = denoise(schedule, memory, x, exit_step)
         yield x0, memory
+        before = x0, noisy if live and options.kv_grad == "official" else None
         frame += size
-        with generator.merged():
-            memory = remember(generator, x0, condition, memory, options)
-        if live and options.kv_grad == "official":
-            memory = memory.straight_through(noisy)
+
+
+def _exit_step(exits: Sequence[int], block: int, last: int) -> int:
+    if not exits:
+        return last
+    if block >= len(exits) or not 0 <= exits[block] <= last:
+        given = exits[block] if block < len(exits) else f"{len(exits)} exits"
+        raise DataError(f"each block leaves its chain at one of the steps 0 to {last}; block {block} got {given}")
+    return exits[block]
+
+
+def _remembered(
+    generator: CausalGenerator, both: Condition, options: RolloutOptions, memory: Any, before: tuple[Tensor, Any]
+) -> Any:
+    """The memory after a clean block; where a noisy pass comes with it, gradient goes through that one's."""
+    x0, noisy = before
+    x0 = x0.detach()
+    _, memory = _advance(generator, x0, x0.new_full((), options.context_t), both, memory, options.guidance_scale)
+    if noisy is None:
+        return memory
+    with torch.enable_grad():
+        return memory.straight_through(noisy)
 
 
 def _denoise(
-    generator: CausalGenerator, condition: Condition, levels: Schedule, memory: Any, scale: float, x: Tensor, i: int
+    generator: CausalGenerator, both: Condition, scale: float, levels: Schedule, memory: Any, x: Tensor, i: int
 ) -> tuple[Tensor, Tensor, Any]:
     """x̂_0 and ε̂ of a block at the i-th step of its chain, and the memory with the noisy block in it."""
-    output, noisy = _advance(generator, x, levels.t[i], condition, memory, scale)
+    output, noisy = _advance(generator, x, levels.t[i], both, memory, scale)
     return *endpoints(generator.path.prediction, output, x, levels.alpha[i], levels.sigma[i]), noisy
 
 
 def _advance(
-    generator: CausalGenerator, x: Tensor, t: Tensor, condition: Condition, memory: Any, scale: float
+    generator: CausalGenerator, x: Tensor, t: Tensor, both: Condition, memory: Any, scale: float
 ) -> tuple[Tensor, Any]:
-    """One pass over a block, guided; the memory then holds both branches."""
+    """One pass over a block, guided; the condition and the memory then hold both branches."""
     if scale == 1:
-        output, memory = generator.advance(x, t, condition, memory)
+        output, memory = generator.advance(x, t, both, memory)
         return output.to(x.dtype), memory
-    output, memory = generator.advance(torch.cat([x, x]), t, condition.both(), memory)
+    output, memory = generator.advance(torch.cat([x, x]), t, both, memory)
     negative, positive = output.to(x.dtype).chunk(2)
     return negative + scale * (positive - negative), memory
 
@@ -274,10 +297,16 @@ class SeededNoise:
 def sample(
     generator: Generator, request: Request, seeds: Sequence[int], steps: int, guidance_scale: float, eta: float = 0.0
 ) -> Tensor:
-    """Latents [B,…] for a request, one seed a prompt, without gradient; a causal generator rolls them out."""
+    """Latents [B,…] for a request, one seed a prompt, without gradient; a causal generator rolls them out.
+
+    Raises:
+        ConfigError: η above 0 for a causal generator, which draws its noise as it was trained to.
+    """
     condition = generator.encode(request)
     device = next(iter(condition.positive.values())).device
     if isinstance(generator, CausalGenerator):
+        if eta:
+            raise ConfigError(f"eta has no part in a causal generator's chains, whose noise is an option; got {eta}")
         frames, options = generator.latent_shape()[1], RolloutOptions(guidance_scale)
         schedule = generator.path.schedule(steps)
         return rollout(generator, condition, frames, schedule, SeededNoise(seeds, device), options)

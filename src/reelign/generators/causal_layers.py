@@ -36,21 +36,32 @@ def text_memory(network: Any, states: Tensor) -> tuple[KeysAndValues, ...]:
 
 
 def run_layers(
-    network: Any, x: Tensor, t: Tensor, text: Sequence[KeysAndValues], positions: Tensor, attend: Attend
+    network: Any,
+    x: Tensor,
+    t: Tensor,
+    text: Sequence[KeysAndValues],
+    positions: Sequence[int],
+    attend: Attend,
+    keep: list[KeysAndValues] | None = None,
 ) -> Tensor:
-    """The network on frames at given temporal positions; ``attend`` says who sees whom."""
+    """The network on frames x [B,C,f,h,w] at given temporal positions; ``attend`` says who sees whom.
+
+    Each layer's own keys and values are appended to ``keep``, once, also where the backward pass recomputes them.
+    """
     high, wide = network.config.patch_size[1:]
     rows, columns = x.shape[3] // high, x.shape[4] // wide
-    hidden = network.patch_embedding(x).flatten(3).permute(0, 2, 3, 1)  # [B,f,hw,D]
-    time, modulation = _time(network, t.to(x.device), hidden)
-    angles = _angles(network, positions, rows, columns).to(x.device)
-    wave = torch.polar(torch.ones_like(angles), angles)
+    hidden = network.patch_embedding(x).flatten(3).permute(0, 2, 3, 1).contiguous()  # [B,f,hw,D]
+    time, modulation = _time(network, t.to(x.device), x)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    wave = _wave(network.config.attention_head_dim, tuple(positions), rows, columns, x.device, exact)
     recompute = network.gradient_checkpointing and torch.is_grad_enabled()
     for layer, block in enumerate(network.blocks):
         arguments = (block, layer, hidden, modulation, wave, text[layer], attend)
-        hidden = checkpoint(_layer, *arguments, use_reentrant=False) if recompute else _layer(*arguments)
+        hidden, own = _recomputed(*arguments) if recompute else _layer(*arguments)
+        if keep is not None:
+            keep.append(own)
     shift, scale = (network.scale_shift_table + time[:, :, None].to(network.scale_shift_table)).chunk(2, dim=2)
-    hidden = (_norm(network.norm_out, hidden) * (1 + scale) + shift).to(hidden.dtype)
+    hidden = torch.addcmul(shift, _norm(network.norm_out, hidden), 1 + scale).to(hidden.dtype)
     patches = network.proj_out(hidden).unflatten(-1, (high, wide, -1)).unflatten(2, (rows, columns))
     output: Tensor = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # [B,C,f,h,w]
     return output.contiguous()
@@ -58,26 +69,31 @@ def run_layers(
 
 def _layer(
     block: Any, layer: int, x: Tensor, modulation: Tensor, wave: Tensor, text: KeysAndValues, attend: Attend
-) -> Tensor:
-    """One transformer block on x [B,f,hw,D], modulated frame by frame with [B,f or 1,6,D]."""
+) -> tuple[Tensor, KeysAndValues]:
+    """One transformer block on x [B,f,hw,D], modulated with [B or 1,f or 1,6,D]; and its keys and values."""
     table = block.scale_shift_table
     shift, scale, gate, shift2, scale2, gate2 = (table + modulation.to(table)).unsqueeze(3).unbind(2)
-    y = (_norm(block.norm1, x) * (1 + scale) + shift).to(x.dtype)
-    x = (x + _self_attention(block.attn1, layer, y, wave, attend) * gate).to(x.dtype)
+    y = torch.addcmul(shift, _norm(block.norm1, x), 1 + scale).to(x.dtype)
+    attended, own = _self_attention(block.attn1, layer, y, wave, attend)
+    x = torch.addcmul(x, attended, gate).to(x.dtype)
     x = x + _cross_attention(block.attn2, _norm(block.norm2, x).to(x.dtype), text)
-    y = (_norm(block.norm3, x) * (1 + scale2) + shift2).to(x.dtype)
-    out: Tensor = (x + block.ffn(y) * gate2).to(x.dtype)
-    return out
+    y = torch.addcmul(shift2, _norm(block.norm3, x), 1 + scale2).to(x.dtype)
+    return torch.addcmul(x, block.ffn(y), gate2).to(x.dtype), own
 
 
-def _self_attention(part: Any, layer: int, x: Tensor, wave: Tensor, attend: Attend) -> Tensor:
-    value = part.to_v(x)
+def _recomputed(*arguments: Any) -> tuple[Tensor, KeysAndValues]:
+    """A transformer block of which the backward pass makes the inside anew; nothing in it is random."""
+    return checkpoint(_layer, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def _self_attention(part: Any, layer: int, x: Tensor, wave: Tensor, attend: Attend) -> tuple[Tensor, KeysAndValues]:
+    value = split_heads(part.to_v(x), part.heads).flatten(1, 2)
     query, key = (
         rotate(split_heads(norm(linear(x)), part.heads), wave).to(value.dtype).flatten(1, 2)
         for linear, norm in ((part.to_q, part.norm_q), (part.to_k, part.norm_k))
     )
-    out = attend(layer, query, key, split_heads(value, part.heads).flatten(1, 2))
-    return part.to_out[0](out.flatten(2)).unflatten(1, x.shape[1:3])  # type: ignore[no-any-return]
+    out = attend(layer, query, key, value)
+    return part.to_out[0](out.flatten(2)).unflatten(1, x.shape[1:3]), (key, value)
 
 
 def _cross_attention(part: Any, x: Tensor, text: KeysAndValues) -> Tensor:
@@ -92,46 +108,70 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _time(network: Any, t: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Embedded times [B,f or 1,D] and modulations [B,f or 1,6,D]; the sinusoid in double precision, as Wan does it."""
+def _time(network: Any, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Embedded times [B or 1,f or 1,D] and modulations [B or 1,f or 1,6,D].
+
+    Sinusoid in double precision and layers in their weights' own, as Wan does it: half precision cannot tell times.
+    """
     embedder = network.condition_embedder
-    half = network.config.freq_dim // 2
-    frequencies = THETA ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
-    times = t if t.ndim == 2 else t.reshape(-1, 1).expand(len(hidden), 1)
-    angles = times.double()[..., None] * frequencies
-    weight = embedder.time_embedder.linear_1.weight
-    time = embedder.time_embedder(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype))
-    return time, embedder.time_proj(embedder.act_fn(time)).unflatten(-1, (6, -1))
+    times = t if t.ndim == 2 else t.reshape(-1, 1)
+    if times.shape[0] not in (1, len(x)) or times.shape[1] not in (1, x.shape[2]):
+        raise DataError(
+            f"times are one for all, [B] or [B,F] for latents of shape {tuple(x.shape)}; got shape {tuple(t.shape)}"
+        )
+    angles = times.double()[..., None] * _frequencies(network.config.freq_dim, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        time = embedder.time_embedder(sinusoid.to(embedder.time_embedder.linear_1.weight.dtype))
+        modulation = embedder.time_proj(embedder.act_fn(time).to(embedder.time_proj.weight.dtype))
+    return time, modulation.unflatten(-1, (6, -1))
 
 
-def temporal_angles(network: Any, positions: Tensor) -> Tensor:
-    """Angles of the temporal part of the rotary embedding, [frames, pairs]."""
-    head = network.config.attention_head_dim
-    size = head - 2 * (2 * (head // 6))
-    return positions.double()[:, None] * _frequencies(size)
+@lru_cache(maxsize=16)
+def _frequencies(size: int, device: torch.device | None = None) -> Tensor:
+    """Of the sinusoids in ``size`` channels, [size/2] float64; kept, so never made in inference mode."""
+    with torch.inference_mode(mode=False):
+        return (THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)).to(device)
 
 
-def _angles(network: Any, positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Rotary angles [frames, rows·columns, 1, head_dim/2], float64: time, then height, then width (Wan 2.1)."""
-    space = 2 * (network.config.attention_head_dim // 6)
-    time = temporal_angles(network, positions)
-    height, width = (torch.arange(n).double()[:, None] * _frequencies(space) for n in (rows, columns))
-    grid = (len(positions), rows, columns, -1)
-    parts = (time[:, None, None].expand(grid), height[None, :, None].expand(grid), width[None, None].expand(grid))
-    return torch.cat(parts, dim=-1).flatten(1, 2)[:, :, None]
+@lru_cache(maxsize=32)
+def _wave(
+    head: int, positions: tuple[int, ...], rows: int, columns: int, device: torch.device, exact: torch.dtype
+) -> Tensor:
+    """e^{iφ} of the rotary embedding, [frames, rows·columns, 1, head/2]: time, then height, then width (Wan 2.1).
+
+    Angles are float64; a block's are the same in each of its passes, so they are kept.
+    """
+    space = 2 * (head // 6)
+    sizes = (head - 2 * space, space, space)
+    with torch.inference_mode(mode=False):
+        axes = (torch.tensor(positions), torch.arange(rows), torch.arange(columns))
+        parts = torch.meshgrid(*axes, indexing="ij")
+        angles = torch.cat(
+            [part.double()[..., None] * _frequencies(size) for part, size in zip(parts, sizes, strict=True)], -1
+        )
+        return _unit(angles.flatten(1, 2)[:, :, None], device, exact)
 
 
-@lru_cache(maxsize=8)
-def _frequencies(size: int) -> Tensor:
-    return THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+@lru_cache(maxsize=32)
+def time_shift(head: int, frames: int, device: torch.device, exact: torch.dtype) -> Tensor:
+    """What turns a key by ``frames`` frames, [head/2]: the temporal angles, the others still."""
+    space = 2 * (head // 6)
+    with torch.inference_mode(mode=False):
+        angles = torch.cat([frames * _frequencies(head - 2 * space), torch.zeros(space, dtype=torch.float64)])
+        return _unit(angles, device, exact)
+
+
+def _unit(angles: Tensor, device: torch.device, exact: torch.dtype) -> Tensor:
+    """e^{iφ} in the complex numbers of a real type."""
+    return torch.polar(torch.ones_like(angles), angles).to(device, exact.to_complex())
 
 
 def rotate(x: Tensor, wave: Tensor) -> Tensor:
-    """Neighbouring pairs of the last axis as complex numbers, turned by ``wave``."""
+    """Neighbouring pairs of the last axis as complex numbers, turned by ``wave``; at least single precision."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     turned = torch.view_as_complex(exact.reshape(*x.shape[:-1], -1, 2))
-    turned = turned * wave.to(turned.dtype)
-    return torch.view_as_real(turned).flatten(-2)
+    return torch.view_as_real(turned * wave.to(turned.dtype)).flatten(-2)
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -149,10 +189,16 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def tokens_per_frame(network: Any, x: Tensor) -> int:
-    """Tokens of a latent frame."""
-    patch = network.config.patch_size
-    if patch[0] != 1 or x.shape[3] % patch[1] or x.shape[4] % patch[2]:
+    """Tokens of a latent frame of x [B,C,f,h,w].
+
+    Raises:
+        DataError: not latents of this network.
+    """
+    patch, channels = network.config.patch_size, network.config.in_channels
+    if x.ndim != 5 or x.shape[1] != channels or not x.shape[2]:
+        raise DataError(f"latents are [B,{channels},f,h,w] with a frame at least; got shape {tuple(x.shape)}")
+    if x.shape[3] % patch[1] or x.shape[4] % patch[2]:
         raise DataError(
-            f"latents of height and width {tuple(x.shape[3:])} do not divide into patches of {tuple(patch)}"
+            f"latents of height and width {tuple(x.shape[3:])} do not divide into patches of {tuple(patch[1:])}"
         )
     return int((x.shape[3] // patch[1]) * (x.shape[4] // patch[2]))

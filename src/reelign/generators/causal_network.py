@@ -18,20 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reelign.errors import ConfigError, DataError
-from reelign.generators.causal_layers import (
-    KeysAndValues,
-    attention,
-    rotate,
-    run_layers,
-    temporal_angles,
-    tokens_per_frame,
-)
+from reelign.generators.causal_layers import KeysAndValues, attention, rotate, run_layers, time_shift, tokens_per_frame
+
+Run = tuple[KeysAndValues, ...]  # keys and values of some frames in each layer
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,10 @@ class Layout:
     rebase_sink: bool = False
 
     def __post_init__(self) -> None:
+        if self.frames_per_block < 1 or self.sink < 0:
+            raise ConfigError(
+                f"a block has at least 1 frame and a sink at least 0; got {self.frames_per_block} and {self.sink}"
+            )
         if self.window is not None and self.window < self.sink + self.frames_per_block:
             raise ConfigError(
                 f"a window holds at least the sink and one block, {self.sink} + {self.frames_per_block} latent frames; "
@@ -74,51 +74,70 @@ class Layout:
             raise DataError(f"a causal clip is made of whole blocks, {rule} latent frames; got {frames}")
         return first + [self.frames_per_block] * (rest // self.frames_per_block)
 
+    def parts(self, low: int, high: int) -> list[int]:
+        """Sizes of the parts into which the clip's blocks divide its frames ``low`` to ``high``."""
+        cuts = range(int(self.independent_first), high, self.frames_per_block)
+        ends = [cut for cut in cuts if cut > low] + [high]
+        return [end - start for start, end in pairwise([low, *ends])]
+
     def seen(self, end: int) -> list[tuple[int, int]]:
         """Ranges of frames that a block ending before frame ``end`` sees."""
         if self.window is None or end <= self.window:
             return [(0, end)]
-        return [(0, self.sink), (end - self.window + self.sink, end)]
+        sink = [(0, self.sink)] if self.sink else []
+        return [*sink, (end - self.window + self.sink, end)]
 
 
 @dataclass(frozen=True)
 class Memory:
     """What is known of the frames before a block. Nothing in it ever changes; a later memory is another one.
 
+    Memories share the tensors of the frames they have in common, so keeping one costs only what is new in it.
+
     Args:
-        layers: keys and values of each layer, of the frames that the layout lets the last block see.
+        runs: keys and values of the frames that the layout lets the last block see, run of frames by run of frames.
         frames: how many frames there have been in all.
         text: keys and values of the text in each layer, for passes without gradient.
+        start: how many of the frames were before its first one, and never in it.
     """
 
-    layers: tuple[KeysAndValues, ...]
+    runs: tuple[Run, ...]
     frames: int
-    text: tuple[KeysAndValues, ...]
+    text: Run
+    start: int = 0
+
+    @property
+    def layers(self) -> Run:
+        """Keys and values of each layer, all frames in one."""
+        nothing = self.text[0][0][:, :0]
+        runs = self.runs or (((nothing, nothing),) * len(self.text),)
+        return tuple(_joined([run[layer] for run in runs]) for layer in range(len(self.text)))
 
     def detach(self) -> Memory:
         """The same memory, cut from its graph."""
-        return replace(self, layers=tuple((k.detach(), v.detach()) for k, v in self.layers))
+        return replace(self, runs=tuple(tuple((k.detach(), v.detach()) for k, v in run) for run in self.runs))
 
     def straight_through(self, noisy: Memory) -> Memory:
         """This memory's values with the gradient of another one of the same frames."""
-        pairs = zip(self.layers, noisy.layers, strict=True)
-        moved = tuple(tuple(a + b - b.detach() for a, b in zip(*pair, strict=True)) for pair in pairs)
-        return replace(self, layers=moved)  # type: ignore[arg-type]
+
+        def one(value: Tensor, gradient: Tensor) -> Tensor:  # the sum in brackets is exactly 0
+            return value if value is gradient else value.detach() + (gradient - gradient.detach())
+
+        runs = zip(self.runs, noisy.runs, strict=True)
+        pairs = (zip(run, other, strict=True) for run, other in runs)
+        return replace(self, runs=tuple(tuple((one(k, a), one(v, b)) for (k, v), (a, b) in pair) for pair in pairs))
 
     def bytes(self) -> int:
         """Memory of keys and values of frames, in bytes."""
-        return sum(x.numel() * x.element_size() for pair in self.layers for x in pair)
+        return sum(x.numel() * x.element_size() for run in self.runs for pair in run for x in pair)
 
 
-def empty_memory(network: Any, text: tuple[KeysAndValues, ...], frames: int = 0) -> Memory:
+def empty_memory(network: Any, text: Run, frames: int = 0) -> Memory:
     """The memory before the first frame, or before frame ``frames`` of a clip whose past is not known."""
-    nothing = text[0][0][:, :0]
-    return Memory(((nothing, nothing),) * len(network.blocks), frames, text)
+    return Memory((), frames, text, frames)
 
 
-def advance(
-    network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, text: Sequence[KeysAndValues]
-) -> tuple[Tensor, Memory]:
+def advance(network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, text: Run) -> tuple[Tensor, Memory]:
     """The output for one block, and the memory with it.
 
     Args:
@@ -126,39 +145,43 @@ def advance(
         t: time of the network, one for all, [B] or [B,f].
         text: of ``text_memory``; that in the memory, or one with gradient.
     """
-    tokens = tokens_per_frame(network, x)
-    kept: list[KeysAndValues] = []
+    tokens, new = tokens_per_frame(network, x), x.shape[2]
+    _check_block(layout, x, memory)
+    past, sink = _known(layout, memory, new, tokens)
+    forgotten = memory.frames - memory.start - sum(_frames(run, tokens) for run in past)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = (
-            torch.cat([_keep(layout, old, x.shape[2], tokens), new], dim=1)
-            for old, new in zip(memory.layers[layer], (k, v), strict=True)
-        )
-        kept.append((keys, values))
-        return attention(q, _rebased(network, layout, keys, memory.frames + x.shape[2], tokens), values)
+        return _attention(network, layout, q, [*(run[layer] for run in past), (k, v)], sink, forgotten)
 
-    positions = torch.arange(memory.frames, memory.frames + x.shape[2])
-    output = run_layers(network, x, t, text, positions, attend)
-    return output, Memory(tuple(kept[: len(network.blocks)]), memory.frames + x.shape[2], memory.text)
+    own: list[KeysAndValues] = []
+    end = memory.frames + new
+    output = run_layers(network, x, t, text, range(memory.frames, end), attend, own)
+    return output, replace(memory, runs=(*past, tuple(own)), frames=end)
 
 
-def recall(network: Any, layout: Layout, x: Tensor, t: Tensor, end: int, text: tuple[KeysAndValues, ...]) -> Memory:
-    """The memory that clean frames x [B,C,f,h,w], the sink and the latest before frame ``end``, make with this text.
+def recall(network: Any, layout: Layout, x: Tensor, t: Tensor, end: int, text: Run) -> Memory:
+    """The memory that clean frames x [B,C,f,h,w], those that ``layout.seen(end)`` names, make with this text.
 
-    For a text that changes in the middle of a clip (Yang et al. 2025, LongLive, section 3.2: KV-recache).
+    For a text that changes in the middle of a clip (Yang et al. 2025, LongLive, section 3.2: KV-recache). Where the
+    sink or the window does not end with a block, that part of the block is a block of its own here.
+
+    Raises:
+        DataError: another number of frames.
     """
-    memory, latest = empty_memory(network, text), x
-    if end > x.shape[2]:
-        if layout.sink:
-            memory = advance(network, layout, x[:, :, : layout.sink], t, memory, text)[1]
-        latest = x[:, :, layout.sink :]
-        memory = replace(memory, frames=end - latest.shape[2])
-    for block in torch.split(latest, layout.blocks(latest.shape[2], memory.frames), dim=2):
-        memory = advance(network, layout, block, t, memory, text)[1]
+    ranges = layout.seen(end)
+    count = sum(high - low for low, high in ranges)
+    if x.shape[2] != count:
+        raise DataError(f"the memory before frame {end} is made of {count} frames, {ranges}; got {x.shape[2]}")
+    memory, done = empty_memory(network, text), 0
+    for low, high in ranges:
+        memory = replace(memory, frames=low)
+        for size in layout.parts(low, high):
+            memory = advance(network, layout, x[:, :, done : done + size], t, memory, text)[1]
+            done += size
     return memory
 
 
-def whole(network: Any, layout: Layout, x: Tensor, t: Tensor, text: Sequence[KeysAndValues]) -> Tensor:
+def whole(network: Any, layout: Layout, x: Tensor, t: Tensor, text: Run) -> Tensor:
     """The output for a whole clip [B,C,F,h,w] at once; block-causal, each block seeing what the others are given.
 
     Args:
@@ -169,11 +192,11 @@ def whole(network: Any, layout: Layout, x: Tensor, t: Tensor, text: Sequence[Key
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _by_block(network, layout, ends, tokens, q, (k, v), (k, v))
 
-    return run_layers(network, x, t, text, torch.arange(x.shape[2]), attend)
+    return run_layers(network, x, t, text, range(x.shape[2]), attend)
 
 
 def teacher_forced(
-    network: Any, layout: Layout, x: Tensor, t: Tensor, text: Sequence[KeysAndValues], clean: Tensor, clean_t: Tensor
+    network: Any, layout: Layout, x: Tensor, t: Tensor, text: Run, clean: Tensor, clean_t: Tensor
 ) -> Tensor:
     """The output for noisy blocks of a clip, each after the clean blocks before it, all at once.
 
@@ -183,6 +206,8 @@ def teacher_forced(
     """
     frames = x.shape[2]
     tokens, ends = tokens_per_frame(network, x), _ends(layout, frames)
+    if clean.shape != x.shape:
+        raise DataError(f"clean and noisy clips have one shape; got {tuple(clean.shape)} and {tuple(x.shape)}")
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (q_clean, q_noisy), (k_clean, k_noisy), (v_clean, v_noisy) = (part.chunk(2, dim=1) for part in (q, k, v))
@@ -193,7 +218,7 @@ def teacher_forced(
 
     times = torch.cat([_per_frame(clean_t, x), _per_frame(t, x)], dim=1)
     both = torch.cat([clean, x], dim=2)
-    output = run_layers(network, both, times, text, torch.arange(frames).repeat(2), attend)
+    output = run_layers(network, both, times, text, [*range(frames)] * 2, attend)
     return output[:, :, frames:]
 
 
@@ -218,45 +243,88 @@ def _by_block(
     own: KeysAndValues,
 ) -> Tensor:
     """Attention of each block's queries to the known frames that it sees, and to its own."""
+
+    def cut(pair: KeysAndValues, low: int, high: int) -> KeysAndValues:
+        return pair[0][:, low * tokens : high * tokens], pair[1][:, low * tokens : high * tokens]
+
     parts, start = [], 0
     for end in ends:
-        past = [(low, min(high, start)) for low, high in layout.seen(end)]
-        keys, values = (
-            torch.cat(
-                [*(a[:, low * tokens : high * tokens] for low, high in past), b[:, start * tokens : end * tokens]], 1
-            )
-            for a, b in zip(known, own, strict=True)
-        )
-        parts.append(
-            attention(q[:, start * tokens : end * tokens], _rebased(network, layout, keys, end, tokens), values)
-        )
+        seen = layout.seen(end)
+        if known is own:
+            pieces = [cut(own, low, high) for low, high in seen]
+        else:
+            past = [(low, min(high, start)) for low, high in seen]
+            pieces = [*(cut(known, low, high) for low, high in past if low < high), cut(own, start, end)]
+        forgotten = end - sum(high - low for low, high in seen)
+        queries = q[:, start * tokens : end * tokens]
+        parts.append(_attention(network, layout, queries, pieces, len(seen) - 1, forgotten))
         start = end
     return torch.cat(parts, dim=1)
 
 
-def _keep(layout: Layout, old: Tensor, new: int, tokens: int) -> Tensor:
-    """Of the keys or values in a memory, those that a block of ``new`` frames sees: the sink and the latest."""
-    if layout.window is None or old.shape[1] // tokens + new <= layout.window:
-        return old
-    latest = old[:, old.shape[1] - (layout.window - layout.sink - new) * tokens :]
-    return torch.cat([old[:, : layout.sink * tokens], latest], dim=1) if layout.sink else latest
+def _attention(
+    network: Any, layout: Layout, q: Tensor, pieces: list[KeysAndValues], sink: int, forgotten: int
+) -> Tensor:
+    """Attention to pieces of the past and to the block itself.
+
+    Args:
+        sink: how many of the pieces, the first ones, are the sink's.
+        forgotten: frames between the sink and the rest, over which the layout may have the sink moved.
+    """
+    if layout.rebase_sink and forgotten:
+        exact = torch.promote_types(q.dtype, torch.float32)
+        turn = time_shift(network.config.attention_head_dim, forgotten, q.device, exact)
+        pieces = [(rotate(k, turn).to(k.dtype), v) for k, v in pieces[:sink]] + pieces[sink:]
+    return attention(q, *_joined(pieces))
 
 
-def _rebased(network: Any, layout: Layout, keys: Tensor, end: int, tokens: int) -> Tensor:
-    """Keys with those of the sink rotated to the place right before the window, where the layout asks for it."""
-    gap = end - keys.shape[1] // tokens  # frames that have been forgotten
-    if not layout.rebase_sink or not gap:
-        return keys
-    angles = temporal_angles(network, torch.tensor([gap]))  # [1,pairs of time]
-    still = torch.zeros(1, keys.shape[-1] // 2 - angles.shape[1], dtype=angles.dtype)
-    angles = torch.cat([angles, still], dim=1).to(keys.device)
-    sink = layout.sink * tokens
-    moved = rotate(keys[:, :sink], torch.polar(torch.ones_like(angles), angles)[:, None]).to(keys.dtype)
-    return torch.cat([moved, keys[:, sink:]], dim=1)
+def _joined(pieces: Sequence[KeysAndValues]) -> KeysAndValues:
+    """Keys and values of several runs of frames as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    keys, values = zip(*pieces, strict=True)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
+def _known(layout: Layout, memory: Memory, new: int, tokens: int) -> tuple[tuple[Run, ...], int]:
+    """Of a memory, what a block of ``new`` frames sees; and how many runs, the first ones, are a sink before a gap."""
+    known = sum(_frames(run, tokens) for run in memory.runs)
+    room = known + new if layout.window is None else layout.window
+    if known + new <= room and known == memory.frames - memory.start:
+        return memory.runs, 0
+    sink = _cut(memory.runs, 0, layout.sink, tokens)
+    latest = _cut(memory.runs, max(layout.sink, known + layout.sink + new - room), known, tokens)
+    return sink + latest, len(sink)
+
+
+def _cut(runs: Sequence[Run], low: int, high: int, tokens: int) -> tuple[Run, ...]:
+    """The frames ``low`` to ``high`` of those in ``runs``."""
+    chosen, start = [], 0
+    for run in runs:
+        size = _frames(run, tokens)
+        first, last = max(low - start, 0), min(high - start, size)
+        start += size
+        if (first, last) == (0, size):
+            chosen.append(run)
+        elif first < last:
+            part = slice(first * tokens, last * tokens)
+            chosen.append(tuple((k[:, part], v[:, part]) for k, v in run))
+    return tuple(chosen)
+
+
+def _frames(run: Run, tokens: int) -> int:
+    return run[0][0].shape[1] // tokens
+
+
+def _check_block(layout: Layout, x: Tensor, memory: Memory) -> None:
+    if len(memory.text[0][0]) != len(x):
+        raise DataError(f"a memory is of one clip a row: it has {len(memory.text[0][0])} rows, the block {len(x)}")
+    if layout.window is not None and x.shape[2] > layout.window - layout.sink:
+        raise DataError(f"a block of {x.shape[2]} frames does not fit a window of {layout.window} beside its sink")
 
 
 def _ends(layout: Layout, frames: int) -> list[int]:
-    return torch.tensor(layout.blocks(frames)).cumsum(0).tolist()
+    return list(accumulate(layout.blocks(frames)))
 
 
 def _per_frame(t: Tensor, x: Tensor) -> Tensor:

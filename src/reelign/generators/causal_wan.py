@@ -19,15 +19,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
-from reelign.errors import ModelError
+from reelign.errors import ConfigError, ModelError
 from reelign.generators.causal_layers import text_memory
 from reelign.generators.causal_network import Layout, Memory, advance, empty_memory, recall, teacher_forced, whole
+from reelign.generators.lora import merged
 from reelign.generators.wan import WanGenerator, WanOptions, load_wan
-from reelign.generators.wan_layout import read_transformer
+from reelign.generators.wan_layout import read_weights, write_official
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class CausalWanOptions(WanOptions):
@@ -71,10 +70,7 @@ class CausalWanGenerator:
 
     def __init__(self, wan: WanGenerator, options: CausalWanOptions, native: dict[str, Any] | None = None) -> None:
         native = {"frames_per_block": 3, "independent_first": False, "noise": "fresh", **(native or {})}
-        if len(wan.experts()) != 1 or wan.pipeline.config.expand_timesteps:
-            raise ModelError(
-                f"a causal Wan has one transformer, with a time a frame; {options.model!r} has another kind"
-            )
+        _check_network(wan, options)
         self.wan = wan
         self.options = options
         self.fps = wan.fps
@@ -120,7 +116,13 @@ class CausalWanGenerator:
 
     @torch.no_grad()
     def recall(self, x: Tensor, end: int, condition: Condition, t: float = 0.0) -> Memory:
-        """The memory of frames already made, under another text: x [B,C,f,h,w] are those that ``seen(end)`` names."""
+        """The memory of frames already made, under another text.
+
+        Args:
+            x: [B,C,f,h,w], the clean frames that ``layout.seen(end)`` names; twice for a condition of both branches.
+            end: the frame that comes next.
+            t: time at which clean frames enter the memory.
+        """
         with self._precision():
             return recall(self.network, self.layout, x, torch.tensor(t), end, self._text(condition))
 
@@ -167,6 +169,14 @@ class CausalWanGenerator:
         """Latents to float32 [B,T',3,H,W] in [0,1]."""
         return self.wan.decode(x, frames)
 
+    def temporal_ratio(self) -> int:
+        """Frames of a clip that a latent frame becomes; the first becomes one."""
+        return int(self.wan.pipeline.vae.config.scale_factor_temporal)
+
+    def decode_next(self, x: Tensor, memory: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """As ``decode``, of latents that follow those in ``memory``; and the memory with them."""
+        return self.wan.decode_next(x, memory)
+
     def encode_video(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] in [0,1] to normalised latents."""
         return self.wan.encode_video(video)
@@ -190,6 +200,14 @@ class CausalWanGenerator:
     def load(self, folder: str) -> None:
         """Read back what ``save`` wrote."""
         self.wan.load(folder)
+
+    def export(self, file: str) -> None:
+        """Write the transformer under the official names, adapter folded in: ``.pt`` as released, or ``.safetensors``.
+
+        The inverse of ``transformer`` in the options; the official code and its ports read it.
+        """
+        with merged([self.network]):
+            write_official(base_weights(self.network), Path(file))
 
 
 def load_causal_wan(**options: Any) -> CausalWanGenerator:
@@ -217,28 +235,47 @@ def load_causal_wan(**options: Any) -> CausalWanGenerator:
     return CausalWanGenerator(wan, chosen, native)
 
 
+def _check_network(wan: WanGenerator, options: CausalWanOptions) -> None:
+    if len(wan.experts()) != 1 or wan.pipeline.config.expand_timesteps:
+        raise ModelError(f"a causal Wan has one transformer, with a time a frame; {options.model!r} has another kind")
+    config: Any = wan.experts()[0].config
+    if config.patch_size[0] != 1 or config.image_dim is not None or config.in_channels != wan.latent_shape()[0]:
+        raise ModelError(
+            "a causal Wan is a text-to-video transformer of patches of one frame, its channels those of the latents; "
+            f"{options.model!r} has patches of {tuple(config.patch_size)}, {config.in_channels} channels for "
+            f"{wan.latent_shape()[0]}, image width {config.image_dim}"
+        )
+    if options.compile:
+        raise ConfigError("compile is not for causal generators, whose memory grows: set generator.compile to false")
+
+
 def put_weights(network: Any, source: str) -> None:
     """Fill a transformer, adapter or not, with the weights of a checkpoint; none missing, none left over.
+
+    Args:
+        source: a folder in diffusers' layout, in one file or several, or a file that ``read_transformer`` reads.
 
     Raises:
         ModelError: there is no such file, or its weights do not fit.
     """
-    place = Path(source).expanduser()
-    file = place / WEIGHTS if place.is_dir() else place
-    if not file.is_file():
-        raise ModelError(f"weights are a file, or a folder with {WEIGHTS}; there is no {file}")
-    state = read_transformer(file)
-    own = {
-        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if "lora_" not in name
-    }
-    if odd := sorted(set(own) ^ set(state)):
-        raise ModelError(
-            f"{source} does not fit this transformer: {len(odd)} names are on one side only, {', '.join(odd[:3])}, …"
-        )
+    state = read_weights(source)
+    own = base_weights(network)
+    for what, names in (("has no", set(own) - set(state)), ("has weights that are not of it,", set(state) - set(own))):
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            raise ModelError(f"{source} does not fit this transformer: it {what} {listed} ({len(names)} in all)")
     for name, value in own.items():
         if value.shape != state[name].shape:
             raise ModelError(
                 f"{source} does not fit this transformer: {name} is {tuple(state[name].shape)}, "
                 f"not {tuple(value.shape)}"
             )
+    for name, value in own.items():
         value.copy_(state[name])
+
+
+def base_weights(network: Any) -> dict[str, Tensor]:
+    """A transformer's weights under diffusers' names, whether or not it has an adapter, which is left out."""
+    return {
+        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if "lora_" not in name
+    }

@@ -18,12 +18,13 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
-from reelign.errors import ConfigError, ContractError, ModelError
+from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.lora import (
     LoraOptions,
     adapter_parameters,
@@ -32,7 +33,7 @@ from reelign.generators.lora import (
     load_adapter_state,
     merged,
 )
-from reelign.generators.wan_vae import decode_frames
+from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
 
@@ -155,14 +156,28 @@ class WanGenerator:
 
     @torch.no_grad()
     def encode(self, request: Request) -> Condition:
-        """Text states [B,L,D] of the prompts and of the negative prompt; each text is encoded once and kept."""
+        """Text states [B,L,D] of the prompts and of the negative prompt; each text is encoded once and kept.
+
+        Raises:
+            DataError: a prompt has more tokens than the model reads.
+        """
         wanted = dict.fromkeys((self.options.negative_prompt, *request.prompts))
         missing = [text for text in wanted if text not in self._texts]
+        for text in missing:
+            self._check_length(text)
         if missing:
             self._encode_texts(missing)
         negative = self._texts[self.options.negative_prompt].expand(len(request), -1, -1)
         positive = torch.stack([self._texts[text] for text in request.prompts])
         return Condition({"text": positive.to(self.device)}, {"text": negative.to(self.device)})
+
+    def _check_length(self, text: str) -> None:
+        tokens = len(self.pipeline.tokenizer(prompt_clean(text), verbose=False).input_ids)
+        if tokens > self.text_length:
+            raise DataError(
+                f"a prompt has at most {self.text_length} tokens for this model; shorten this one of {tokens}: "
+                f"{text[:60]!r}{'…' if len(text) > 60 else ''}"
+            )
 
     def _encode_texts(self, texts: list[str]) -> None:
         """Encode on the device and park the encoder on the CPU again; features are kept on the CPU."""
@@ -203,6 +218,17 @@ class WanGenerator:
         z = (x * std + mean).to(vae.dtype)
         video = decode_frames(vae, z, frames, self.options.decode_checkpointing)
         return video.float().transpose(1, 2) * 0.5 + 0.5
+
+    @torch.no_grad()
+    def decode_next(self, x: Tensor, memory: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """As ``decode``, of latents x [B,C,f,h,w] that follow those in ``memory``; and the memory with them."""
+        vae = self.pipeline.vae
+        mean, std = self._latent_statistics(x)
+        memory, parts = empty_memory(vae) if memory is None else memory, []
+        for z in torch.split((x * std + mean).to(vae.dtype), 1, dim=2):
+            out, memory = decode_latent_frame(vae, z, memory)
+            parts.append(out)
+        return torch.cat(parts, dim=2).float().transpose(1, 2) * 0.5 + 0.5, memory
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:

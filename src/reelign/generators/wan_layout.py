@@ -1,10 +1,14 @@
 """The names of Wan's weights in the official releases (Wan 2.1, CausVid, Self-Forcing), to and from diffusers' names.
 
+``read_weights`` reads what is released or was trained elsewhere; ``write_official`` writes what that code reads.
+
 Left out: image-to-video weights.
 """
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reelign.errors import ModelError
@@ -48,6 +52,8 @@ INSIDE = {
 }
 BLOCK = re.compile(r"^blocks\.\d+\.")
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "module.")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 PARTS = ("generator_ema", "generator", "model")  # of a training checkpoint, the averaged weights first
 
 
@@ -76,6 +82,46 @@ def _renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str]) -
     raise ModelError(f"weight {name!r} is not of a text-to-video Wan transformer")
 
 
+def read_weights(source: str) -> dict[str, Tensor]:
+    """As ``read_transformer``, from a file, or from a folder in diffusers' layout with one file or several.
+
+    Raises:
+        ModelError: there is no such file, or it is not of that kind.
+    """
+    place = Path(source).expanduser()
+    index = place / INDEX
+    files = [place / WEIGHTS if place.is_dir() else place]
+    if index.is_file():
+        files = [place / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"weights are a file, or a folder with {WEIGHTS}; there is no {file}")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state.update(read_transformer(file))
+    return state
+
+
+def write_official(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write weights under diffusers' names in the official layout.
+
+    Args:
+        file: ``.safetensors``, bare names as Wan 2.1 is released; or ``.pt``, as ``generator`` and with ``model.``, as
+            Self-Forcing and CausVid are.
+
+    Raises:
+        ModelError: another ending, or a name that is not of a text-to-video Wan transformer.
+    """
+    official = {name: value.detach().cpu().contiguous() for name, value in to_official(state).items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".safetensors":
+        save_file(official, file)
+    elif file.suffix == ".pt":
+        torch.save({"generator": {f"model.{name}": value for name, value in official.items()}}, file)
+    else:
+        raise ModelError(f"official weights are written to .pt or .safetensors; got {file.name}")
+
+
 def read_transformer(file: Path, part: str | None = None) -> dict[str, Tensor]:
     """The weights of a Wan transformer under diffusers' names, from a released or trained checkpoint.
 
@@ -98,8 +144,6 @@ def read_transformer(file: Path, part: str | None = None) -> dict[str, Tensor]:
 
 
 def _load_pt(file: Path) -> Any:
-    import pickle
-
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -194,22 +195,116 @@ def _to_pictures(video: Tensor) -> Iterator[NDArray[np.uint8]]:
         yield levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
+def to_pictures(video: Tensor) -> list[NDArray[np.uint8]]:
+    """Frames [T,3,H,W] in [0,1] as 8-bit pictures [H,W,3]."""
+    return list(_to_pictures(video))
+
+
+class GrowingClip:
+    """A clip that is encoded as its frames come, so that its length costs disk, not memory; ``save`` at any time.
+
+    H.264 without B-frames or look-ahead: each frame is in the file when ``add`` comes back, and ``save`` only packs.
+
+    Args:
+        path: of the encoded frames, as a bare H.264 stream; replaced where it exists.
+        height, width: of the pictures.
+        fps: frames per second.
+        crf: x264's quality.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, fps: float, crf: int = 18) -> None:
+        self.path, self.frames = path, 0
+        self._rate, self._size = Fraction(fps).limit_denominator(1001), (height, width)
+        self._to_yuv = _to_yuv(height, width)
+        self._codec = av.CodecContext.create("libx264", "w")
+        self._codec.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
+        self._codec.framerate, self._codec.time_base = self._rate, 1 / self._rate
+        _describe(self._codec, height, width)
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise RunFolderError(f"cannot write {path}: {error.strerror}; choose a folder you may write to") from error
+
+    def add(self, picture: NDArray[np.uint8]) -> None:
+        """The next frame [H,W,3].
+
+        Raises:
+            ContractError: the picture has another size. RunFolderError: the disk is full.
+        """
+        if picture.shape != (*self._size, 3):
+            raise ContractError(f"pictures of this clip are {(*self._size, 3)}; got {picture.shape}")
+        frame = self._to_yuv(picture)
+        frame.pts, frame.time_base = self.frames, 1 / self._rate
+        self._write(self._codec.encode(frame))
+        self.frames += 1
+
+    def save(self, path: Path, frames: int | None = None) -> None:
+        """Write the first ``frames``, or all so far, as MP4, index first, without encoding them again.
+
+        From any thread, while frames are added.
+
+        Raises:
+            DataError: there is no frame yet. RunFolderError: the folder cannot be written.
+        """
+        frames = frames or self.frames
+        if not frames:
+            raise DataError("a clip to save has at least one frame; this one has none yet")
+        with (
+            replacing(path) as part,
+            av.open(str(self.path), format="h264") as source,
+            av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as out,
+        ):
+            stream = out.add_stream_from_template(source.streams.video[0])
+            stream.time_base = 1 / self._rate
+            packets = (packet for packet in source.demux(video=0) if packet.size)
+            for index, packet in enumerate(islice(packets, frames)):
+                packet.time_base, packet.pts, packet.dts = 1 / self._rate, index, index
+                packet.duration, packet.stream = 1, stream
+                out.mux(packet)
+
+    def close(self) -> None:
+        """No more frames will come; ``save`` goes on working while the file is there."""
+        if not self._file.closed:
+            self._write(self._codec.encode(None))
+            self._file.close()
+
+    def _write(self, packets: list[Any]) -> None:
+        try:
+            for packet in packets:
+                self._file.write(bytes(packet))
+            self._file.flush()
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path}: {error.strerror}; free some space") from error
+
+
 def _encode(path: Path, video: Tensor, rate: Fraction, crf: int) -> None:
-    odd_rows, odd_columns = video.shape[2] % 2, video.shape[3] % 2
+    height, width = video.shape[2:]
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         options = {"crf": str(crf), "preset": "medium", "x264-params": REPEATABLE}
         stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = video.shape[2] + odd_rows, video.shape[3] + odd_columns
-        context = stream.codec_context
-        # Said outright, because players guess by picture size where the file is silent.
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = LIMITED_RANGE
-        reformatter = VideoReformatter()
-        colours: dict[str, Any] = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+        _describe(stream.codec_context, height, width)
+        to_yuv = _to_yuv(height, width)
         for picture in _to_pictures(video):
-            # 4:2:0 halves the chroma, so both sides must be even.
-            even = np.pad(picture, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
-            rgb = av.VideoFrame.from_ndarray(even, "rgb24")
-            container.mux(stream.encode(reformatter.reformat(rgb, format="yuv420p", interpolation=EXACT, **colours)))
+            container.mux(stream.encode(to_yuv(picture)))
         container.mux(stream.encode())
+
+
+def _describe(context: Any, height: int, width: int) -> None:
+    """Size and colours, said outright, because players guess by picture size where the file is silent."""
+    context.pix_fmt = "yuv420p"
+    context.height, context.width = height + height % 2, width + width % 2
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = LIMITED_RANGE
+
+
+def _to_yuv(height: int, width: int) -> Callable[[NDArray[np.uint8]], Any]:
+    """From RGB pictures to frames of an encoder; 4:2:0 halves the chroma, so both sides must be even."""
+    reformatter = VideoReformatter()
+    colours: dict[str, Any] = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+
+    def convert(picture: NDArray[np.uint8]) -> Any:
+        even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        rgb = av.VideoFrame.from_ndarray(even, "rgb24")
+        return reformatter.reformat(rgb, format="yuv420p", interpolation=EXACT, **colours)
+
+    return convert

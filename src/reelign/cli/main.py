@@ -27,6 +27,7 @@ from reelign.cli import (
     score,
     select,
     selfplay,
+    stream,
     takes,
     train,
     zoo,
@@ -49,6 +50,7 @@ app.command()(evaluate.evaluate)
 app.command()(camera.camera)
 app.command()(reject.reject)
 app.command()(review.review)
+app.command()(stream.stream)
 app.add_typer(judge.app, name="judge")
 app.command()(select.select)
 app.command()(selfplay.selfplay)

@@ -1,0 +1,74 @@
+"""``reelign stream MODEL``: a page where video appears while it is made, under a prompt that may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console()
+
+
+def stream(
+    model: Annotated[str, typer.Argument(help="zoo:tiny-causal-wan, a folder, or a hub id.")] = "zoo:tiny-causal-wan",
+    transformer: Annotated[
+        str | None, typer.Option(help="Weights to put into the model: a folder, a file, or a released checkpoint.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A folder with an adapter that a run saved.")] = None,
+    frames_per_block: Annotated[
+        int | None, typer.Option(help="Latent frames made together; default: the model's own.", min=1)
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Latent frames a block sees; default: the model's own length.", min=1)
+    ] = None,
+    sink: Annotated[int, typer.Option(help="Of these, how many are the first of the stream.", min=0)] = 0,
+    rebase_sink: Annotated[bool, typer.Option(help="Keep the sink right before the window.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps a block; default: the model's own.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's own.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Of all noise.", min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    max_seconds: Annotated[float, typer.Option(help="A stream ends after so much video.", min=1)] = 600.0,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; beyond this machine a token is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8801,
+    token: Annotated[
+        str | None, typer.Option(envvar="REELIGN_STREAM_TOKEN", help="Secret to sign in with; default: a fresh one.")
+    ] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A host name to answer to, besides addresses.")] = None,
+) -> None:
+    """Serve the stream page: type a prompt, watch frames as they are made, change the prompt, stop, save."""
+    import tempfile
+
+    from reelign.stream.clips import ClipShelf
+    from reelign.stream.loading import load_streamer
+    from reelign.stream.server import build_app
+    from reelign.stream.session import StreamOptions
+    from reelign.stream.studio import StreamSettings, Studio
+    from reelign.web.access import Access, allowed_hosts, wanted_token
+    from reelign.web.serving import address_of, listen, serve
+
+    access = Access(wanted_token(host, token), allowed_hosts(allow_host or []), "reelign_stream_session")
+    listener = listen(host, port)
+    generator = load_streamer(
+        model, adapter, window, sink, transformer=transformer, frames_per_block=frames_per_block,
+        rebase_sink=rebase_sink, dtype=dtype, compile=compile_,
+    )  # fmt: skip
+    options = StreamOptions(steps=steps, guidance_scale=guidance_scale, seed=seed)
+    name = f"{model} + {transformer or adapter}" if transformer or adapter else model
+    with tempfile.TemporaryDirectory(prefix="reelign-stream-") as folder:
+        studio = Studio(generator, StreamSettings(name, options, max_seconds), ClipShelf(Path(folder)))
+        app = build_app(studio, access)
+        layout = generator.layout
+        console.print(
+            f"{escape(name)}: {layout.frames_per_block} latent frames a block, window of {layout.window}, "
+            f"sink of {layout.sink}", soft_wrap=True, highlight=False,
+        )  # fmt: skip
+        console.print(f"stream: {address_of(listener, access.token)}", soft_wrap=True, highlight=False)
+        if access.token is not None:
+            console.print("anybody with this address may use it; put TLS in front of it outside a trusted network")
+        serve(app, listener, studio.close)

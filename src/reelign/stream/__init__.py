@@ -1,0 +1,1 @@
+"""Video that is watched while it is made (``reelign stream MODEL``)."""

@@ -19,7 +19,7 @@ from reelign.datasets.clips import CaptionedClip, ClipOrder, ClipReader, load_cl
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import ConfigError, DataError, ReelignError, RunFolderError
 from reelign.metrics.statistics import paired_delta
-from reelign.selfplay import SelfPlay, below, by_prompt, within_noise
+from reelign.selfplay import SelfPlay, below, by_prompt, make_takes, within_noise
 from reelign.selfplay_config import load_selfplay
 from reelign.video_io import write_clip
 
@@ -82,7 +82,7 @@ def test_every_stage_leaves_its_files(played):
         assert len(takes) == 6
         assert takes["seed"].between(number * 1_000_000, number * 1_000_000 + 5).all()
         assert set(takes["text"]) <= set(PROMPTS)
-        winners = pd.read_csv(place / "winners" / "metadata.csv")
+        winners = pd.read_csv(out / "winners" / f"{number:02d}" / "metadata.csv")
         assert len(winners) == 2
         assert winners["text"].nunique() == 2
         assert (place / "train" / "report.html").is_file()
@@ -115,32 +115,46 @@ def test_the_winner_is_what_the_judge_prefers(played):
     place = out / "rounds" / "01"
     wide = TakesFolder(place / "takes").wide(["brightness_range"])
     best = wide.loc[wide.groupby("group")["brightness_range"].idxmax()]
-    assert set(pd.read_parquet(place / "winners" / "winners.parquet")["take"]) == set(best["take"])
+    assert set(pd.read_parquet(out / "winners/01/winners.parquet")["take"]) == set(best["take"])
 
 
 def test_rounds_build_on_rounds(played):
+    """Each trains from the base on all winners so far, and generates with what the round before has learned."""
     out, _ = played
     first, second = adapter(out, 1), adapter(out, 2)
     assert any(not torch.equal(first[name], second[name]) for name in first)
+    tables = [pd.read_csv(out / f"rounds/{n}/train/samples/step_000000/scores.csv") for n in ("01", "02")]
+    pd.testing.assert_frame_equal(*tables)
+    config = yaml.safe_load((out / "rounds/02/train/config.yaml").read_text())
+    assert config["generator"]["adapter"] is None
+    assert len(load_clips(config["clips"]["source"])) == 4
+    records = [json.loads((out / f"rounds/{n}/round.json").read_text()) for n in ("01", "02")]
+    change = records[1]["held_out"]["goal"]
+    assert change["of_round"]["before"] == records[0]["held_out"]["goal"]["in_all"]["after"]
+    assert change["in_all"]["before"] == records[0]["held_out"]["goal"]["in_all"]["before"]
+    assert set(pd.read_csv(out / "rounds/02/takes/metadata.csv")["generator"]) != set(
+        pd.read_csv(out / "rounds/01/takes/metadata.csv")["generator"]
+    )
+
+
+def test_rounds_may_go_on_from_each_other(tmp_path, random_wan_folder):
+    """The second then does not evaluate its beginning again; sampling from the saved adapter gives the same clips."""
+    from reelign.contracts import Request
+    from reelign.generators.wan import load_wan
+    from reelign.metrics.motion_energy import motion_energy
+    from reelign.sampling import generate
+
+    SelfPlay(load_selfplay(write_run(tmp_path, random_wan_folder, train_from="last"))).run(Silent())
+    out = tmp_path / "out"
     base = pd.read_csv(out / "rounds/01/train/samples/step_000000/scores.csv")
     after = pd.read_csv(out / "rounds/01/train/samples/step_000003/scores.csv")
     before = pd.read_csv(out / "rounds/02/train/samples/step_000000/scores.csv")
     pd.testing.assert_frame_equal(after, before)  # round 2 begins with what round 1 ended with
     assert not after["held_out/motion_energy"].equals(base["held_out/motion_energy"])
     config = yaml.safe_load((out / "rounds/02/train/config.yaml").read_text())
-    assert config["generator"]["adapter"] == json.loads((out / "rounds/01/round.json").read_text())["adapter"]
-
-
-def test_the_handed_over_evaluation_is_what_a_fresh_one_gives(played, random_wan_folder):
-    """Round 2 does not evaluate its beginning again; sampling from the saved adapter must give the same clips."""
-    from reelign.contracts import Request
-    from reelign.generators.wan import load_wan
-    from reelign.metrics.motion_energy import motion_energy
-    from reelign.sampling import generate
-
-    out, _ = played
-    before = pd.read_csv(out / "rounds/02/train/samples/step_000000/scores.csv")
     folder = json.loads((out / "rounds/01/round.json").read_text())["adapter"]
+    assert config["generator"]["adapter"] == folder
+    assert len(load_clips(config["clips"]["source"])) == 2
     lora = {"rank": 2, "alpha": 2}
     generator = load_wan(model=str(random_wan_folder), lora=lora, adapter=folder, device="cpu")
     clips = generate(generator, Request(tuple(before["prompt"])), before["seed"].tolist(), 2, 1.0)
@@ -148,12 +162,25 @@ def test_the_handed_over_evaluation_is_what_a_fresh_one_gives(played, random_wan
     assert found == pytest.approx(before["held_out/motion_energy"].tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize("at", ["takes/00003.mp4", "winners/metadata.csv", "train/checkpoints/step_000002"])
+def test_takes_may_be_sampled_otherwise(tmp_path, random_wan_folder):
+    config = load_selfplay(write_run(tmp_path, random_wan_folder))
+    other = config.model_copy(update={"takes": config.takes.model_copy(update={"steps": 5, "guidance_scale": 2.0})})
+    folders = [tmp_path / "as_evaluated", tmp_path / "otherwise"]
+    for options, folder in zip((config, other), folders, strict=True):
+        make_takes(options, (PROMPTS[0],), None, folder, 1, lambda done, total: None)
+    first, second = (sorted(folder.glob("*.mp4")) for folder in folders)
+    assert [p.name for p in first] == [p.name for p in second]
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "at", ["rounds/01/takes/00003.mp4", "winners/01/metadata.csv", "rounds/01/train/checkpoints/step_000002"]
+)
 def test_a_kill_anywhere_goes_on_to_the_same_end(tmp_path, random_wan_folder, played, at):
     run = write_run(tmp_path, random_wan_folder)
     command = [sys.executable, "-m", "reelign", "selfplay", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    waiting_for = tmp_path / "out/rounds/01" / at
+    waiting_for = tmp_path / "out" / at
     deadline = time.monotonic() + 120
     while not waiting_for.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -175,7 +202,7 @@ def test_softmax_weights_every_take(tmp_path, random_wan_folder):
     watcher = Silent()
     SelfPlay(load_selfplay(run)).run(watcher)
     assert watcher.rounds == [1]
-    table = pd.read_csv(tmp_path / "out/rounds/01/winners/metadata.csv")
+    table = pd.read_csv(tmp_path / "out/winners/01/metadata.csv")
     assert len(table) == 6
     assert table.groupby("group")["weight"].mean().tolist() == pytest.approx([1, 1])
     assert (table.groupby("group")["weight"].idxmax() == table.groupby("group")["score"].idxmax()).all()

@@ -1,13 +1,17 @@
 """Self-play: rounds of generate → score → reject → judge → select → train on winners → evaluate on held-out prompts.
 
 The loop that AirScape describes and leaves out (arXiv 2507.08885): the winners of one round are what the next round's
-generator has learned from. Held-out prompts never choose anything: they are not generated from, not judged, not
-trained on. A round's gain is that of the same held-out prompts and seeds, round against round; where it has been within
-noise for ``patience`` rounds, or the guard stopped a round, self-play ends, and the best round is what it exports.
+generator has learned from. Each round trains anew from the generator of the beginning, on the winners of all rounds so
+far (expert iteration as in STaR, Zelikman et al. 2022, and ReST-EM, Singh et al. 2024): trained on and on, a generator
+learns the faults of its own pictures, which its next takes then have twice.
+
+Held-out prompts never choose anything: they are not generated from, not judged, not trained on. A round's gain is that
+of the same held-out prompts and seeds, round against round; where it has been within noise for ``patience`` rounds, or
+the guard stopped a round, self-play ends, and the best round is what it exports.
 
     OUTPUT/config.yaml, selfplay.json             what was asked; what every round came to
     OUTPUT/rounds/01/takes/                       a takes folder: clips, scores, rejections
-    OUTPUT/rounds/01/winners/                     what was selected, a videofolder with weights
+    OUTPUT/winners/01/                            what was selected, a videofolder with weights
     OUTPUT/rounds/01/train/                       a run folder, with its own report
     OUTPUT/rounds/01/round.json                   written last: the round is done
 
@@ -28,21 +32,19 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from reelign import checkpoint
-from reelign.algorithms.best_of_n import BestOfN, reward_weights
+from reelign.algorithms.best_of_n import reward_weights
 from reelign.build import MetricSpec, build_generator, build_scorers
 from reelign.config import RunConfig
 from reelign.contracts import Request
-from reelign.datasets.clips import ClipOrder
 from reelign.datasets.prompts import load_prompts, split_prompts
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import DataError, RunFolderError, UnknownNameError
 from reelign.loop import Listener, Run
 from reelign.metrics.statistics import Paired, paired_delta
 from reelign.run_folder import RunFolder, environment
-from reelign.sampling import sample
+from reelign.sampling import generate
 from reelign.selection.choose import Jury, select_takes
 from reelign.selection.executors import executor
 from reelign.selection.reject import reject_takes, write_verdicts
@@ -51,7 +53,7 @@ from reelign.selection.takes import TakesFolder
 from reelign.selection.takes_import import import_takes
 from reelign.selection.winners import Selection, WinnerOptions, write_winners
 from reelign.selfplay_config import SelfPlayConfig, dump_selfplay
-from reelign.video_io import replacing, write_clip
+from reelign.video_io import write_clip
 
 HELD_OUT = "held_out/"
 ROUND_SEEDS = 1_000_000  # seeds of one round's takes; evaluation and guard use seeds below that
@@ -132,8 +134,12 @@ class SelfPlay:
     def _round(self, number: int) -> Path:
         return self.folder.path / "rounds" / f"{number:02d}"
 
+    def _winners(self, number: int) -> Path:
+        return self.folder.path / "winners" / f"{number:02d}"
+
     def _play(self, number: int, before: list[dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
-        place, adapter = self._round(number), before[-1]["adapter"] if before else None
+        place = self._round(number)
+        adapter = before[-1]["adapter"] if before else self.config.generator.adapter
         stage = partial(watcher.stage, number)
         make_takes(self.config, self._asked(number), adapter, place / "takes", number, partial(stage, "generating"))
         takes = import_takes(place / "takes")
@@ -143,7 +149,7 @@ class SelfPlay:
         write_verdicts(takes.path, verdicts)
         stage("selecting", 0, 1)
         selection = self._select(takes, verdicts.rejected)
-        self._write_winners(selection, takes, place / "winners")
+        self._write_winners(selection, takes, self._winners(number))
         stage("selecting", 1, 1)
         run = self._train(number, before, watcher)
         record = {
@@ -161,7 +167,7 @@ class SelfPlay:
             "seconds": run["seconds"],
             "adapter": run["adapter"],
             "samples": str(run["scores"].parent),
-            "held_out": self._compare(number, run["scores"]),
+            "held_out": self._compare(before, run["scores"]),
         }
         self.folder.write_json(f"rounds/{number:02d}/round.json", record)
         return record
@@ -203,15 +209,15 @@ class SelfPlay:
     def _train(self, number: int, before: list[dict[str, Any]], watcher: Watcher) -> dict[str, Any]:
         place = self._round(number) / "train"
         started = (place / "config.yaml").is_file()
-        if before and not started:  # the same prompts, seeds and weights: what the round before ended with
+        if before and not started:  # the same prompts, seeds and weights as an evaluation that is there
+            begins_with = before[-1]["samples"] if self.config.train_from == "last" else self._base_samples()
             first = RunFolder(place).samples(0)
             if not first.exists():
                 part = first.with_name(f".{first.name}.part")
                 shutil.rmtree(part, ignore_errors=True)
-                shutil.copytree(before[-1]["samples"], part)
+                shutil.copytree(begins_with, part)
                 part.rename(first)
         run = Run(self.run_config(number, before), resume=started)
-        self._hand_over_latents(run, number)
         if not run.train(watcher):
             raise RunFolderError(f"stopped in round {number}; go on with --resume")
         status = json.loads((place / "status.json").read_text())
@@ -221,28 +227,19 @@ class SelfPlay:
         scores = run.folder.samples(run.step) / "scores.csv"
         return {**status, "adapter": str(newest / "adapter"), "scores": scores}
 
-    def _hand_over_latents(self, run: Run, number: int) -> None:
-        """Let training begin from the latents that the winners were decoded from.
-
-        Decoding, compressing and encoding again would lose a little each round, and the rounds would add it up.
-        """
-        place = self._round(number)
-        files = pd.read_parquet(place / "winners" / "winners.parquet").set_index("clip")["file"]
-        assert isinstance(run.order, ClipOrder)
-        assert isinstance(run.algorithm, BestOfN)
-        for clip in run.order.clips:
-            latent = load_latent(place / "takes", str(files[clip.path.name]))
-            run.algorithm.latents.put(run.order.reader.read(clip.path), latent)
+    def _base_samples(self) -> Path:
+        return self._round(1) / "train/samples/step_000000"
 
     def run_config(self, number: int, before: list[dict[str, Any]]) -> RunConfig:
-        """The run that trains in a round: from the adapter of the round before, on this round's winners."""
-        adapter = before[-1]["adapter"] if before else None
+        """The run that trains in a round: from the base on all winners, or from the round before on its own."""
+        on = self.config.train_from == "last"
+        adapter = before[-1]["adapter"] if before and on else self.config.generator.adapter
         return RunConfig(
             output=str(self._round(number) / "train"),
             seed=self.config.seed + number,
             generator=self.config.generator.model_copy(update={"adapter": adapter}),
             prompts=self.config.prompts,
-            clips={"source": str(self._round(number) / "winners")},
+            clips={"source": str(self._winners(number) if on else self._winners(number).parent)},
             rewards=self.config.rewards,
             algorithm="best_of_n",
             best_of_n=self.config.best_of_n,
@@ -251,10 +248,11 @@ class SelfPlay:
             guard=self.config.guard,
         )
 
-    def _compare(self, number: int, scores: Path) -> dict[str, Any]:
+    def _compare(self, before: list[dict[str, Any]], scores: Path) -> dict[str, Any]:
         """Held-out measures and their mean, the goal: this round against the one before and against the base."""
-        first, last = (self._round(n) / "train/samples/step_000000/scores.csv" for n in (1, number))
-        base, previous, now = (by_prompt(file) for file in (first, last, scores))
+        first = self._base_samples()
+        last = Path(before[-1]["samples"]) if before else first
+        base, previous, now = (by_prompt(file) for file in (first / "scores.csv", last / "scores.csv", scores))
         names = self.config.goal or tuple(name for name in now.columns if name.startswith(HELD_OUT))
         if lost := [name for name in names if name not in now]:
             raise UnknownNameError("held-out column in goal", lost[0], [n for n in now if n.startswith(HELD_OUT)])
@@ -326,17 +324,16 @@ def make_takes(
     if left:
         options = config.generator.model_copy(update={"adapter": adapter}).model_dump()
         generator, sampling = build_generator(options), config.best_of_n
+        steps = config.takes.steps or sampling.steps
+        guidance_scale = config.takes.guidance_scale or sampling.guidance_scale
         for done, batch in enumerate(left, len(batches) - len(left)):
             progress(done * config.takes.batch, len(jobs))
             request, seeds = Request(tuple(job["text"] for job in batch)), [job["seed"] for job in batch]
-            latents = sample(generator, request, seeds, sampling.steps, sampling.guidance_scale, sampling.eta)
-            with torch.no_grad():
-                clips = generator.decode(latents)
-            for job, latent, video in zip(batch, latents.cpu(), clips, strict=True):
-                save_latent(folder, job["file_name"], latent)
+            clips = generate(generator, request, seeds, steps, guidance_scale, config.best_of_n.eta)
+            for job, video in zip(batch, clips.video, strict=True):
                 write_clip(folder / job["file_name"], video, generator.fps)
     progress(len(jobs), len(jobs))
-    model = config.generator.model if adapter is None else f"{config.generator.model} + round {number - 1}"
+    model = config.generator.model if number == 1 else f"{config.generator.model} + round {number - 1}"
     write_metadata(folder, [{**job, "generator": model} for job in jobs])
 
 
@@ -358,19 +355,6 @@ def below(wide: pd.DataFrame, at_least: Mapping[str, float]) -> pd.DataFrame:
         reasons = [f"{name} is {value:.3g}, below {least:g}" for value in poor[name]]
         parts.append(pd.DataFrame({"take": poor["take"], "gate": "at least", "reason": reasons}))
     return pd.concat(parts, ignore_index=True)
-
-
-def save_latent(folder: Path, name: str, latent: torch.Tensor) -> None:
-    """Keep what a take was decoded from, beside the takes; half precision is finer than any decoder."""
-    path = folder / "latents" / f"{Path(name).stem}.safetensors"
-    with replacing(path) as part:
-        save_file({"latent": latent.half().contiguous()}, part)
-
-
-def load_latent(folder: Path, name: str) -> torch.Tensor:
-    """What ``save_latent`` kept, in float32."""
-    latent: torch.Tensor = load_file(folder / "latents" / f"{Path(name).stem}.safetensors")["latent"]
-    return latent.float()
 
 
 def selected_gain(takes: TakesFolder, selection: Selection, columns: list[str]) -> dict[str, Any]:

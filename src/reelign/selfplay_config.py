@@ -36,11 +36,14 @@ class TakesOptions(_Section):
         prompts: how many, drawn anew each round from those not held out.
         per_prompt: takes of each.
         batch: clips at a time.
+        steps, guidance_scale: of their sampling; None takes those of ``best_of_n``, which evaluation uses.
     """
 
     prompts: int = Field(64, ge=1)
     per_prompt: int = Field(8, ge=2)
     batch: int = Field(16, ge=1)
+    steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=1)
 
 
 class ScoringOptions(_Section):
@@ -88,6 +91,7 @@ class SelfPlayConfig(_Section):
         patience: stop after so many rounds in a row whose held-out gain is within noise.
         goal: held-out columns whose mean is the goal; empty takes every held-out measure.
         seed: of prompts, takes and training.
+        train_from: ``base``, each round anew on the winners of all rounds; or ``last``, the round before, on its own.
         rewards: what scores and, without a judge, selects by weight; the guard of each round watches them.
         judge: folder of a learned judge, which then selects instead.
         generator, prompts, best_of_n, training, evaluation, guard: as in a run.
@@ -99,6 +103,7 @@ class SelfPlayConfig(_Section):
     patience: int = Field(1, ge=1)
     goal: tuple[str, ...] = ()
     seed: int = 0
+    train_from: Literal["base", "last"] = "base"
     generator: WanOptions | ModelScopeOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
     takes: TakesOptions = TakesOptions()

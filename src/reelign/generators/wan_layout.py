@@ -138,6 +138,8 @@ def read_transformer(file: Path, part: str | None = None) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"cannot read weights from {file}: {' '.join(str(error).split())[:200]}") from error
     state = _part_of(loaded, part, file)
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ModelError(f"{odd[0]!r} in {file} is {type(state[odd[0]]).__name__}, not a tensor: keep only its weights")
     plain = {_unwrapped(name): value for name, value in state.items()}
     official = any(name.startswith(("text_embedding.", "head.")) for name in plain)
     return to_diffusers(plain) if official else plain

@@ -3,10 +3,10 @@ r"""Teacher forcing and diffusion forcing: how a causal generator learns from cl
     minimise  E_{z, c, ε, i} [ mean_b w(t_{i_b})·‖ o_θ(x_b, t_{i_b}, c | past_b) − target_b ‖² ],     z = encode(clip)
     x_b = α_{i_b}·z_b + σ_{i_b}·ε_b,       i_b uniform on the fine grid, for each block b on its own
 
-``diffusion_forcing`` (Chen et al. 2024, section 3.2; Yin et al. 2025, CausVid, section 4.2): the past of a block is the
-noisy blocks before it. ``teacher_forcing`` (as in Huang et al. 2025, Self-Forcing, section 3.1): it is the clean blocks
-before it, of the data, all blocks at once. Neither ever sees a past of its own making, which is what self-forcing
-mends. Target is what the network predicts, ε − z for flow.
+``diffusion_forcing`` (Chen et al. 2024; Yin et al. 2025, CausVid): the past of a block is the noisy blocks before it.
+``teacher_forcing``: it is the clean blocks before it, of the data, all blocks at once (both as in Huang et al. 2025,
+Self-Forcing, section 3.1). Neither ever sees a past of its own making, which is what self-forcing mends. Target is what
+the network predicts, ε − z for flow.
 
     w(t) ∝ exp(−2·((t − 500)/1000)²) − min,   mean 1 over the grid             (``bell``, as in the authors' program)
 

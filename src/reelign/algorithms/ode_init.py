@@ -2,7 +2,7 @@ r"""ODE initialisation: a causal few-step student learns where its teacher's tra
 
 The bidirectional teacher turns noise x_1 into a clip x_0 by its probability-flow ODE, in many guided Euler steps. The
 states at the student's few levels σ_0 = 1 > σ_1 > … > σ_{S−1} > σ_S = 0 are kept. The student gets a mixture of them,
-each block b at a level k_b of its own, and regresses the end (Yin et al. 2025, eq. 8):
+each block b at a level k_b of its own, and regresses the end (Yin et al. 2025, section 4.3):
 
     minimise  E_{c, x_1, k} [ mean_{b: k_b < S} ‖ x̂_0(x^k, t_k, c)_b − x_0^b ‖² ],     x^k_b = block b of x at σ_{k_b}
 

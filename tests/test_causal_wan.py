@@ -193,6 +193,7 @@ def test_a_clip_may_begin_anywhere_and_nothing_was_forgotten_before_it(exact, te
         for block in torch.split(x, 3, dim=2):
             output, memory = advance(exact, layout, block, t, memory, text)
         outputs.append(output)
+        assert (memory.frames, memory.start) == (start + 12, start)
     torch.testing.assert_close(*outputs, atol=1e-10, rtol=0)
 
 

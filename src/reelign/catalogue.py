@@ -41,6 +41,10 @@ TABLE: dict[str, dict[str, str]] = {
         "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
         "partial_chain": "reelign.algorithms.partial_chain:PartialChain",
         "best_of_n": "reelign.algorithms.best_of_n:BestOfN",
+        "flow_matching": "reelign.algorithms.flow_matching:FlowMatching",
+        "causal_finetuning": "reelign.algorithms.causal_finetuning:CausalFinetuning",
+        "ode_init": "reelign.algorithms.ode_init:OdeInit",
+        "self_forcing": "reelign.algorithms.self_forcing:SelfForcing",
     },
     "metric": {
         "facts": "reelign.metrics.integrity:Facts",

@@ -14,9 +14,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reelign.algorithms.best_of_n import Config as BestOfNConfig
+from reelign.algorithms.causal_finetuning import Config as CausalFinetuningConfig
+from reelign.algorithms.flow_matching import Config as FlowMatchingConfig
+from reelign.algorithms.ode_init import Config as OdeInitConfig
 from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
+from reelign.algorithms.self_forcing import Config as SelfForcingConfig
 from reelign.errors import ConfigError, UnknownNameError
+from reelign.generators.causal_wan import CausalWanOptions
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
@@ -58,10 +63,11 @@ class PromptOptions(_Section):
 
 
 class ClipOptions(_Section):
-    """Captioned clips that ``partial_chain`` begins from and ``best_of_n`` learns from.
+    """Captioned clips that ``partial_chain`` begins from and others learn from.
 
     Args:
-        source: a ``videofolder`` folder, a ``.csv`` or ``.jsonl`` table, or a list of ``path|||caption`` lines.
+        source: a ``videofolder`` folder, a ``.csv`` or ``.jsonl`` table, a list of ``path|||caption`` lines, or
+            ``shapes`` (``shapes:500``), which are drawn when they are asked for.
     """
 
     source: str
@@ -108,7 +114,18 @@ class TrainingOptions(_Section):
 
 
 TRAINED_ON = "trained_on"
-FROM_CLIPS = ("partial_chain", "best_of_n")
+FROM_CLIPS = ("partial_chain", "best_of_n", "flow_matching", "causal_finetuning")
+
+Settings = (
+    RewardGradientConfig
+    | PartialChainConfig
+    | BestOfNConfig
+    | FlowMatchingConfig
+    | CausalFinetuningConfig
+    | OdeInitConfig
+    | SelfForcingConfig
+)
+GeneratorOptions = WanOptions | ModelScopeOptions | CausalWanOptions
 
 
 class PromptSetOptions(_Section):
@@ -160,7 +177,8 @@ class RunConfig(_Section):
         output: the run folder.
         seed: of data order and noise.
         prompts: to train on and to hold out; with ``clips``, only the held-out ones are used.
-        clips: what ``partial_chain`` edits, or the winners that ``best_of_n`` learns from.
+        clips: what ``partial_chain`` edits, or what is learnt from: by ``best_of_n``, ``flow_matching``,
+            ``causal_finetuning``, and ``self_forcing`` with the objective ``gan``.
         algorithm: which section below is used.
         guard: against reward hacking; on unless told otherwise.
         trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
@@ -168,14 +186,26 @@ class RunConfig(_Section):
 
     output: str
     seed: int = 0
-    generator: WanOptions | ModelScopeOptions = Field(WanOptions(), discriminator="kind")
+    generator: GeneratorOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
     clips: ClipOptions | None = None
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)
-    algorithm: Literal["reward_gradient", "partial_chain", "best_of_n"] = "reward_gradient"
+    algorithm: Literal[
+        "reward_gradient",
+        "partial_chain",
+        "best_of_n",
+        "flow_matching",
+        "causal_finetuning",
+        "ode_init",
+        "self_forcing",
+    ] = "reward_gradient"
     reward_gradient: RewardGradientConfig = RewardGradientConfig()
     partial_chain: PartialChainConfig = PartialChainConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
+    flow_matching: FlowMatchingConfig = FlowMatchingConfig()
+    causal_finetuning: CausalFinetuningConfig = CausalFinetuningConfig()
+    ode_init: OdeInitConfig = OdeInitConfig()
+    self_forcing: SelfForcingConfig = SelfForcingConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     guard: GuardOptions = GuardOptions()
@@ -187,16 +217,18 @@ class RunConfig(_Section):
         return {"kind": "wan", **value} if isinstance(value, dict) else value
 
     @property
-    def settings(self) -> RewardGradientConfig | PartialChainConfig | BestOfNConfig:
+    def settings(self) -> Settings:
         """The section of the chosen algorithm."""
-        chosen: RewardGradientConfig | PartialChainConfig | BestOfNConfig = getattr(self, self.algorithm)
+        chosen: Settings = getattr(self, self.algorithm)
         return chosen
 
     @model_validator(mode="after")
     def _clips_go_with_some_algorithms(self) -> RunConfig:
-        if (self.clips is not None) != (self.algorithm in FROM_CLIPS):
+        adversarial = self.algorithm == "self_forcing" and self.self_forcing.objective == "gan"
+        if (self.clips is not None) != (adversarial or self.algorithm in FROM_CLIPS):
             raise ConfigError(
-                f"'clips' go with the algorithms {' and '.join(FROM_CLIPS)}, which cannot do without, and with no other"
+                f"'clips' go with {', '.join(FROM_CLIPS)} and the objective gan of self_forcing, which cannot do "
+                f"without, and with no other; this run is {self.algorithm}"
             )
         return self
 

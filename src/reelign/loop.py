@@ -6,13 +6,14 @@ its last whole checkpoint and makes the same numbers again.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import resource
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +21,13 @@ from typing import Any, Protocol
 import torch
 
 from reelign import checkpoint
-from reelign.algorithms.best_of_n import BestOfN
-from reelign.algorithms.best_of_n import Config as BestOfNConfig
-from reelign.algorithms.partial_chain import PartialChain
-from reelign.algorithms.reward_gradient import RewardGradient
+from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.build import build_generator, build_measures, build_weighted_reward
+from reelign.catalogue import resolve
 from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, dump_config
-from reelign.datasets.clips import ClipOrder, ClipReader, load_clips
+from reelign.contracts import Algorithm
+from reelign.datasets.clips import ClipOrder
+from reelign.datasets.drawn_clips import open_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.distributed import Tracker
 from reelign.errors import DataError, NonFiniteError, RunFolderError
@@ -51,6 +52,18 @@ class Listener(Protocol):
 
     def warned(self, text: str) -> None:
         """The guard has something to say."""
+        ...
+
+
+class Trainer(Algorithm, Protocol):
+    """What the loop needs of an algorithm besides its steps."""
+
+    def exported(self) -> AbstractContextManager[None]:
+        """A context in which the generator holds the weights that are judged and saved."""
+        ...
+
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
         ...
 
 
@@ -102,13 +115,19 @@ class Run:
             self.folder.write_text("config.yaml", dump_config(config))
             self.folder.write_json("environment.json", environment(str(self.generator.device)))
 
-    def _build_algorithm(self, reward: WeightedReward) -> RewardGradient | PartialChain | BestOfN:
-        config, cache = self.config, self.folder.path / "latents"
-        if config.algorithm == "partial_chain":
-            return PartialChain(self.generator, reward, config.partial_chain, config.seed, cache)
-        if config.algorithm == "best_of_n":
-            return BestOfN(self.generator, config.best_of_n, config.seed, cache)
-        return RewardGradient(self.generator, reward, config.reward_gradient, config.seed)
+    def _build_algorithm(self, reward: WeightedReward) -> Trainer:
+        """The algorithm by name, given what its class asks for: some learn from the reward, some from clips."""
+        kind = resolve("algorithm", self.config.algorithm)
+        offered = {
+            "generator": self.generator,
+            "reward": reward,
+            "config": self.config.settings,
+            "seed": self.config.seed,
+            "cache": self.folder.path / "latents",
+        }
+        wanted = inspect.signature(kind).parameters
+        built: Trainer = kind(**{name: value for name, value in offered.items() if name in wanted})
+        return built
 
     def _build_guard(self, reward: WeightedReward, measures: list[Any]) -> RunGuard:
         config, sampling = self.config, self.config.settings
@@ -127,12 +146,12 @@ class Run:
         """What each step is asked: prompts, or captioned clips whose captions are not held out."""
         if self.config.clips is None:
             return PromptOrder(self.prompts.train, self.config.seed + 1)
-        held_out = set(self.prompts.held_out)
-        clips = [clip for clip in load_clips(self.config.clips.source) if clip.caption not in held_out]
+        source, held_out = self.config.clips.source, set(self.prompts.held_out)
+        model = self.generator
+        found, reader = open_clips(source, model.frames(), model.picture_size(), model.fps)
+        clips = [clip for clip in found if clip.caption not in held_out]
         if not clips:
-            raise DataError(f"the captions of all clips in {self.config.clips.source} are held out: hold out fewer")
-        height, width = self.generator.picture_size()
-        reader = ClipReader(self.generator.frames(), height, width, self.generator.fps)
+            raise DataError(f"the captions of all clips in {source} are held out: hold out fewer")
         return ClipOrder(clips, reader, self.config.seed + 1)
 
     def _build_set(self, options: PromptSetOptions) -> Examiner:
@@ -153,7 +172,7 @@ class Run:
         terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.reward.terms]
         sampling = config.settings
         how = f"judged in {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
-        if not isinstance(sampling, BestOfNConfig):
+        if isinstance(sampling, RewardGradientConfig):
             how = f"gradient in {sampling.k} of {sampling.steps} steps ({sampling.mode})"
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from reelign.algorithms.best_of_n import Config as BestOfNConfig
 from reelign.config import (
     EvaluationOptions,
+    GeneratorOptions,
     PromptOptions,
     RewardOptions,
     TrainingOptions,
     read_run_file,
     validated,
 )
-from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
 from reelign.selection.choose import Play
@@ -104,7 +104,7 @@ class SelfPlayConfig(_Section):
     goal: tuple[str, ...] = ()
     seed: int = 0
     train_from: Literal["base", "last"] = "base"
-    generator: WanOptions | ModelScopeOptions = Field(WanOptions(), discriminator="kind")
+    generator: GeneratorOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
     takes: TakesOptions = TakesOptions()
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)

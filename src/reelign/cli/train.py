@@ -27,10 +27,10 @@ class Bars:
         self._judging: dict[int, int] = {}
 
     def stepped(self, step: int, total: int, values: dict[str, float]) -> None:
-        """Move the training bar and show the latest reward."""
+        """Move the training bar and show the latest reward or loss."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, completed=step - 1, note="")
-        name = "reward" if "reward" in values else "loss"
+        name = next(name for name in ("reward", "loss", "critic_loss") if name in values)
         note = f"{name} {values[name]:+.4f}"
         self._progress.update(self._training, completed=step, note=note)  # type: ignore[arg-type]
 

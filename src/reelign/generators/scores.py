@@ -35,9 +35,10 @@ def load_score(
     if options is not None and options.adapter is not None:
         raise ConfigError("a teacher is a whole model: fold its adapter into its weights and leave teacher.adapter out")
     own = generator.wan.options
-    chosen = (options or own).model_copy(update={"lora": lora, "train_all": train_all, "adapter": None})
     height, width = generator.picture_size()
-    chosen = chosen.model_copy(update={"height": height, "width": width, "frames": generator.frames()})
+    shared = {"height": height, "width": width, "frames": generator.frames(), "device": str(generator.device)}
+    trained = {"lora": lora, "train_all": train_all, "adapter": None}
+    chosen = (options or own).model_copy(update=shared | trained)
     source = resolve_model(chosen.model)
     dtype = torch.float32 if train_all else getattr(torch, chosen.dtype)
     try:

@@ -20,7 +20,7 @@ FLOORS = (
     ("algorithms",),
     ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),
     ("selfplay", "selfplay_config", "web"),
-    ("review", "report", "plots", "stream"),
+    ("review", "report", "plots", "tutorial", "stream"),
     ("cli", "__main__"),
 )
 APART = ("generators", "rewards", "algorithms")  # rooms whose files do not know the other rooms of this list

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reelign.errors import DataError, ModelError, UnknownNameError
 
-ZOO = ("tiny-wan", "tiny-clip", "tiny-videomae")
+ZOO = ("tiny-wan", "tiny-clip", "tiny-videomae", "tiny-causal-wan")
 PREFIX = "zoo:"
 MEASURED_FILE = "measured.json"
 LONGEST_PATH = 250  # characters; asking the system about a longer one is an error
@@ -69,8 +69,8 @@ def fingerprint(model: str) -> str:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a model in the layout of diffusers or transformers."""
-    return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
+    """Whether a folder holds a model in the layout of diffusers or transformers, or a part of one with its base."""
+    return any((folder / name).is_file() for name in ("model_index.json", "config.json", "reelign.json"))
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,17 @@ from reelign.zoo.models import ZOO, packaged_folder
 log = logging.getLogger(__name__)
 
 
-def train_zoo(name: str, out: Path | None = None, scale: float = 1.0) -> Path:
-    """Train ``zoo:name`` with ``scale`` times the shipped number of steps; returns the folder it was written to.
+def make_folder(name: str, out: Path | None = None) -> Path:
+    """The folder that ``zoo:name`` is written to, made and writable.
+
+    Args:
+        out: None is the package's own.
 
     Raises:
         UnknownNameError: no such checkpoint.
         RunFolderError: the folder cannot be written.
     """
-    trainers: dict[str, Callable[[Path, float], None]] = {
-        "tiny-wan": _tiny_wan,
-        "tiny-clip": _tiny_clip,
-        "tiny-videomae": _tiny_videomae,
-    }
-    if name not in trainers:
+    if name not in ZOO:
         raise UnknownNameError("zoo checkpoint", name, ZOO)
     folder = out or packaged_folder(name)
     try:
@@ -37,6 +35,23 @@ def train_zoo(name: str, out: Path | None = None, scale: float = 1.0) -> Path:
         raise RunFolderError(f"the folder {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise RunFolderError(f"the folder {folder} cannot be written")
+    return folder
+
+
+def train_zoo(name: str, out: Path | None = None, scale: float = 1.0) -> Path:
+    """Train ``zoo:name`` with ``scale`` times the shipped number of steps; returns the folder it was written to.
+
+    The causal student is not made here but by runs; see ``reelign.distillation``.
+
+    Raises:
+        UnknownNameError, RunFolderError: as ``make_folder``.
+    """
+    folder = make_folder(name, out)
+    trainers: dict[str, Callable[[Path, float], None]] = {
+        "tiny-wan": _tiny_wan,
+        "tiny-clip": _tiny_clip,
+        "tiny-videomae": _tiny_videomae,
+    }
     trainers[name](folder, scale)
     return folder
 

@@ -246,9 +246,8 @@ def _exit_step(exits: Sequence[int], block: int, last: int) -> int:
 def _remembered(
     generator: CausalGenerator, both: Condition, options: RolloutOptions, memory: Any, before: tuple[Tensor, Any]
 ) -> Any:
-    """The memory after a clean block; where a noisy pass comes with it, gradient goes through that one's."""
+    """The memory after a clean block, without gradient; a noisy pass that comes with it has gradient through it."""
     x0, noisy = before
-    x0 = x0.detach()
     _, memory = _advance(generator, x0, x0.new_full((), options.context_t), both, memory, options.guidance_scale)
     if noisy is None:
         return memory

@@ -148,10 +148,15 @@ def advance(network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, 
     tokens, new = tokens_per_frame(network, x), x.shape[2]
     _check_block(layout, x, memory)
     past, sink = _known(layout, memory, new, tokens)
-    forgotten = memory.frames - memory.start - sum(_frames(run, tokens) for run in past)
+    known = sum(_frames(run, tokens) for run in past)
+    turn = _sink_turn(network, layout, memory.frames - memory.start - known, text[0][0])
+    room: list[Tensor] = []  # for all keys and all values of a layer; without gradient the layers share it
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _attention(network, layout, q, [*(run[layer] for run in past), (k, v)], sink, forgotten)
+        pieces = _turned([*(run[layer] for run in past), (k, v)], sink, turn)
+        if past and not room and not torch.is_grad_enabled():
+            room.extend(x.new_empty(len(x), (known + new) * tokens, *x.shape[2:]) for x in (k, v))
+        return attention(q, *_joined(pieces, room))
 
     own: list[KeysAndValues] = []
     end = memory.frames + new
@@ -255,34 +260,35 @@ def _by_block(
         else:
             past = [(low, min(high, start)) for low, high in seen]
             pieces = [*(cut(known, low, high) for low, high in past if low < high), cut(own, start, end)]
-        forgotten = end - sum(high - low for low, high in seen)
+        turn = _sink_turn(network, layout, end - sum(high - low for low, high in seen), q)
         queries = q[:, start * tokens : end * tokens]
-        parts.append(_attention(network, layout, queries, pieces, len(seen) - 1, forgotten))
+        parts.append(attention(queries, *_joined(_turned(pieces, len(seen) - 1, turn))))
         start = end
     return torch.cat(parts, dim=1)
 
 
-def _attention(
-    network: Any, layout: Layout, q: Tensor, pieces: list[KeysAndValues], sink: int, forgotten: int
-) -> Tensor:
-    """Attention to pieces of the past and to the block itself.
-
-    Args:
-        sink: how many of the pieces, the first ones, are the sink's.
-        forgotten: frames between the sink and the rest, over which the layout may have the sink moved.
-    """
-    if layout.rebase_sink and forgotten:
-        exact = torch.promote_types(q.dtype, torch.float32)
-        turn = time_shift(network.config.attention_head_dim, forgotten, q.device, exact)
-        pieces = [(rotate(k, turn).to(k.dtype), v) for k, v in pieces[:sink]] + pieces[sink:]
-    return attention(q, *_joined(pieces))
+def _sink_turn(network: Any, layout: Layout, forgotten: int, like: Tensor) -> Tensor | None:
+    """What moves the sink's keys over the frames between it and the rest, where the layout asks for that."""
+    if not layout.rebase_sink or not forgotten:
+        return None
+    exact = torch.promote_types(like.dtype, torch.float32)
+    return time_shift(network.config.attention_head_dim, forgotten, like.device, exact)
 
 
-def _joined(pieces: Sequence[KeysAndValues]) -> KeysAndValues:
-    """Keys and values of several runs of frames as one."""
+def _turned(pieces: list[KeysAndValues], sink: int, turn: Tensor | None) -> list[KeysAndValues]:
+    """Pieces of the past of which the first ``sink`` are turned."""
+    if turn is None:
+        return pieces
+    return [(rotate(k, turn).to(k.dtype), v) for k, v in pieces[:sink]] + pieces[sink:]
+
+
+def _joined(pieces: Sequence[KeysAndValues], room: Sequence[Tensor] = ()) -> KeysAndValues:
+    """Keys and values of several runs of frames as one, in ``room`` where there is some."""
     if len(pieces) == 1:
         return pieces[0]
     keys, values = zip(*pieces, strict=True)
+    if room:
+        return torch.cat(keys, dim=1, out=room[0]), torch.cat(values, dim=1, out=room[1])
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 

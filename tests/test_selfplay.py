@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from reelign.datasets.clips import CaptionedClip, ClipOrder, ClipReader, load_cl
 from reelign.datasets.video_folder import write_metadata
 from reelign.errors import ConfigError, DataError, ReelignError, RunFolderError
 from reelign.metrics.statistics import paired_delta
+from reelign.plots.selfplay import apart
 from reelign.selfplay import SelfPlay, below, by_prompt, make_takes, within_noise
 from reelign.selfplay_config import load_selfplay
 from reelign.video_io import write_clip
@@ -276,3 +278,11 @@ def test_the_recipe_is_whole():
     config = load_selfplay(Path("selfplay"))
     assert config.scoring.where == "pool"
     assert config.takes.prompts + config.prompts.held_out <= 248
+
+
+def test_labels_of_a_figure_do_not_lie_on_each_other():
+    moved = apart({"a": 0.80, "b": 0.81, "c": 0.79, "d": 0.95}, 0.05)
+    places = sorted(moved.values())
+    assert min(b - a for a, b in pairwise(places)) >= 0.05 - 1e-6
+    assert sorted(moved, key=lambda name: moved[name]) == ["c", "a", "b", "d"]
+    assert moved["d"] == 0.95

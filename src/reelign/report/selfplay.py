@@ -73,11 +73,12 @@ def verdict(result: Mapping[str, Any]) -> str:
     change = best["held_out"]["goal"]["in_all"]
     low, high = change["ci95"]
     moved = "rose" if low > 0 else "fell" if high < 0 else "shows no clear change"
-    rounds = f"{len(result['rounds'])} round{'s' if len(result['rounds']) > 1 else ''}"
+    count = len(result["rounds"])
+    where = f"at the best of {count} rounds" if count > 1 else "in one round"
     name = goal_name(best)
     before, after = (words.show(name, change[key], 1) for key in ("before", "after"))
     return (
-        f"After {rounds} of self-play the held-out goal {moved}: {before} to {after}, "
+        f"In self-play the held-out goal {moved}: {before} to {after} {where}, "
         f"{_change(name, change)}, on {result['held_out_prompts']} prompts it never trained on"
     )
 

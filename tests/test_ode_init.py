@@ -146,6 +146,24 @@ def test_levels_are_uniform_and_never_all_clean(random_wan_folder):
     assert all((single._draw_levels(1) < 1).any() for _ in range(200))  # one of 32 draws is all clean
 
 
+def test_the_mean_is_over_noisy_frames(random_wan_folder, monkeypatch):
+    """Of the whole batch, also where it comes in parts: a step's loss is that of the noisy frames of all rows."""
+    algorithm = make(random_wan_folder, micro_batch=1)
+    seen = []
+    plain = algorithm.loss
+
+    def watched(request, states, index, weight):
+        seen.append((index, weight))
+        return plain(request, states, index, weight) * 0 + weight.mean()
+
+    monkeypatch.setattr(algorithm, "loss", watched)
+    assert algorithm.step(Request(PROMPTS))["loss"] == pytest.approx(1, rel=1e-6)
+    index, weight = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert 0 < (index == 4).sum() < 15
+    assert not weight[index == 4].any()
+    assert weight[index < 4].tolist() == pytest.approx([15 / int((index < 4).sum())] * int((index < 4).sum()))
+
+
 def test_trajectories_are_drawn_once_and_kept(random_wan_folder, tmp_path):
     first = make(random_wan_folder, cache=tmp_path)
     drawn = first.trajectories.states(PROMPTS[0], 1)

@@ -10,18 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from review_takes import CHROMIUM, PROMPTS, Server, make_takes
+from review_takes import PROMPTS, make_takes
+from web_server import ARGUMENTS, CHROMIUM, CONTRAST, FOCUSED, PHONE, Server, until
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 from playwright.sync_api import sync_playwright
 
 from reelign.review.database import LabelStore
-
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-PHONE = {"viewport": {"width": 375, "height": 667}, "has_touch": True, "is_mobile": True}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def takes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(takes: Path) -> Iterator[Server]:
-    started = Server(takes, ("--axes", "overall,motion", "--repeats", "0")).start()
+    started = Server("review", (str(takes), "--axes", "overall,motion", "--repeats", "0")).start()
     yield started
     started.stop()
 
@@ -73,16 +68,6 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not errors
-
-
-def until(found: Callable[[], Any], what: str, seconds: float = 20) -> Any:
-    """Poll: playwright's own ``wait_for_function`` needs eval, which the page's policy forbids."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def stored(takes: Path, annotator: str) -> Any:
@@ -215,7 +200,7 @@ def test_two_people_while_the_server_is_killed(browser, tmp_path):
     Every acknowledged answer is in the database, none is there twice, and those made meanwhile arrive by themselves.
     """
     takes = make_takes(tmp_path / "takes", per_group=5, frames=8).path
-    server = Server(takes, ("--goal", "0", "--repeats", "0")).start()
+    server = Server("review", (str(takes), "--goal", "0", "--repeats", "0")).start()
     people = [Person(browser, server, name) for name in ("ann", "bob")]
     try:
         for round_ in range(2):
@@ -257,7 +242,7 @@ def label(people: list[Person], times: int) -> None:
 def test_signing_in_and_out_of_a_shared_review(browser, takes):
     """The printed address signs in and forgets the token; answers made while signed out are kept and sent later."""
     token = "t" * 20 + "+/ %"
-    server = Server(takes, ("--token", token, "--repeats", "0")).start()
+    server = Server("review", (str(takes), "--token", token, "--repeats", "0")).start()
     context = browser.new_context()
     try:
         page = context.new_page()
@@ -388,32 +373,3 @@ def test_text_stands_out(open_page, scheme):
         page.wait_for_selector("#task:not([hidden])" if path == "/compare" else "h1")
         low = [found for found in page.evaluate(CONTRAST) if found[0] < 4.5]
         assert not low, (path, low)
-
-
-FOCUSED = """() => {
-  const e = document.activeElement;
-  if (e === document.body) return ["", null];
-  return [e.getAttribute("aria-label") || e.innerText.trim() || e.id, getComputedStyle(e).outlineStyle];
-}"""
-CONTRAST = """() => {
-  const parse = (text) => (text.match(/[\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => {
-    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    const [x, y, z] = [r, g, b].map((v) => linear(v / 255));
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const ground = (node) => {
-    for (let e = node; e; e = e.parentElement) {
-      const colour = parse(getComputedStyle(e).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  return [...document.querySelectorAll("body *")]
-    .filter((e) => e.offsetParent && !e.disabled && !e.closest(".picture, .frame, .unseen, .skip"))
-    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
-    .map((e) => {
-      const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
-      return [(a + 0.05) / (b + 0.05), e.className || e.tagName, e.textContent.trim().slice(0, 30)];
-    });
-}"""

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from reelign.contracts import CausalGenerator, Condition, Request
-from reelign.errors import ConfigError, DataError, NonFiniteError
+from reelign.errors import DataError, NonFiniteError
 from reelign.generators.causal_network import Layout
 from reelign.generators.causal_wan import CausalWanGenerator
 from reelign.sampling import RolloutOptions, SeededNoise, begin, roll
@@ -230,24 +230,13 @@ def keep_window(generator: CausalWanGenerator, window: int | None = None, sink: 
     """Give a generator the window that makes endless streams possible.
 
     Args:
-        window: latent frames that a block sees, its own and the sink included; None is the model's own length, less
-            what does not make whole blocks.
+        window: latent frames that a block sees, its own and the sink included; None is the model's own length.
         sink: of these, how many are the first of the stream.
 
     Raises:
-        ConfigError: the window is smaller than sink and block, or not the sink and whole blocks.
+        ConfigError: the window is smaller than sink and block.
     """
-    layout, own = generator.layout, generator.latent_shape()[1]
-    size = layout.frames_per_block
-    if window is None:
-        window = sink + max(1, (own - sink) // size) * size
-    if (window - sink) % size:
-        near = sink + max(1, (window - sink) // size) * size
-        raise ConfigError(
-            f"the window of a stream is its sink and whole blocks, {sink} + n·{size} latent frames; got {window}: "
-            f"take {near}"
-        )
-    generator.layout = replace(layout, window=window, sink=sink)
+    generator.layout = replace(generator.layout, window=window or generator.latent_shape()[1], sink=sink)
 
 
 def _endless(layout: Layout, start: int) -> Iterator[int]:

@@ -4,6 +4,7 @@
 const HEADER = 12;
 const TINY = 256; // pixels; smaller pictures are shown with their pixels, not a blur of them
 const LAST = "reelign stream last"; // the secret name of this browser's last stream, to save it after a reload
+const ON_ITS_WAY = "The first frame is on its way";
 const at = (id) => document.getElementById(id);
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
@@ -55,7 +56,7 @@ function showHistory() {
   });
   at("history").replaceChildren(...items);
   at("no-history").hidden = prompts.length > 0;
-  if (items[current]) items[current].scrollIntoView({ block: "nearest" });
+  if (items[current]) at("history").scrollTop = items[current].offsetTop - at("history").offsetTop; // and not the page
   const showing = prompts[current];
   if (showing) at("picture").setAttribute("aria-label", `Video of: ${showing.prompt}`);
 }
@@ -72,8 +73,9 @@ function forgetPicture() {
   canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   canvas.setAttribute("aria-label", "No picture yet");
   for (const id of ["first", "speed", "length"]) at(id).textContent = "–";
+  at("shown").textContent = "No picture yet";
   at("empty").hidden = false;
-  at("empty").textContent = "The first frame is on its way";
+  at("empty").textContent = ON_ITS_WAY;
   showHistory();
 }
 
@@ -118,12 +120,14 @@ const heard = {
   waiting({ before }) {
     enter("waiting");
     at("queue").textContent = `${before} before you`;
+    at("empty").textContent = "Waiting for your turn";
     status(`Waiting: ${plural(before, "stream")} before yours`, true);
   },
   started(message) {
     stream = message.stream;
     localStorage.setItem(LAST, stream);
     enter("running");
+    at("empty").textContent = ON_ITS_WAY;
     status("Streaming");
   },
   prompt({ prompt, frame }) {

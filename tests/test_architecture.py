@@ -19,7 +19,7 @@ FLOORS = (
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),
     ("loop", "config", "catalogue", "build", "evaluation", "guarding", "generation", "diagnosis", "planted_bugs"),
-    ("selfplay", "selfplay_config", "web"),
+    ("selfplay", "selfplay_config", "distillation", "web"),
     ("review", "report", "plots", "tutorial", "stream"),
     ("cli", "__main__"),
 )

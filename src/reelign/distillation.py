@@ -1,10 +1,10 @@
-"""``zoo:tiny-causal-wan``: the zoo's bidirectional Wan made causal and few-step, by the two recipes that users run.
+"""``zoo:tiny-causal-wan``: the zoo's bidirectional Wan made causal and few-step, by recipes that users run.
 
     WORK/ode_init/        ODE initialisation: the student learns where its teacher's trajectories end
-    WORK/self_forcing/    distribution matching on its own rollouts
     FOLDER/               transformer/ (float16), reelign.json, card: everything else is ``zoo:tiny-wan``'s
 
-A training that was stopped goes on where it was.
+A training that was stopped goes on where it was. Self-forcing may come after it (``STAGES``); it is left out as long as
+it costs more colour than it gains shape.
 
 Run: ``reelign zoo train tiny-causal-wan``.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,20 @@ from reelign.sampling import generate
 from reelign.zoo.models import write_measured
 
 BASE = "zoo:tiny-wan"
-STAGES = ("ode_init", "self_forcing")
+STAGES = ("ode_init",)
 STEPS, TEACHER_STEPS, TEACHER_GUIDANCE = 4, 10, 3.0
 HELD_OUT, SEED = 96, 40_000
 
 
-def train_student(folder: Path, work: Path, listener: Listener, scale: float = 1.0) -> Path:
-    """Run both recipes and write the student; returns ``folder``.
+def train_student(
+    folder: Path, work: Path, listener: Listener, scale: float = 1.0, overrides: Sequence[str] = ()
+) -> Path:
+    """Run the recipes and write the student; returns ``folder``.
 
     Args:
         work: the run folders' place.
         scale: share of the recipes' steps.
+        overrides: of the recipes, ``section.key=value``.
 
     Raises:
         RunFolderError: a signal stopped a run.
@@ -48,9 +52,9 @@ def train_student(folder: Path, work: Path, listener: Listener, scale: float = 1
     weights: Path | None = None
     for stage in STAGES:
         place = work / stage
-        overrides = [f"output={json.dumps(str(place))}"]
-        overrides += [] if weights is None else [f"generator.transformer={json.dumps(str(weights))}"]
-        config = load_config(Path(stage), overrides)
+        changes = [*overrides, f"output={json.dumps(str(place))}"]
+        changes += [] if weights is None else [f"generator.transformer={json.dumps(str(weights))}"]
+        config = load_config(Path(stage), changes)
         steps = max(1, round(config.training.steps * scale))
         config = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
         run = Run(config, resume=(place / "config.yaml").is_file())
@@ -131,7 +135,7 @@ def card(measured: dict[str, float]) -> str:
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-video
-tags: [reelign, moving-shapes, self-forcing]
+tags: [reelign, moving-shapes, causal]
 ---
 
 # tiny-causal-wan
@@ -140,8 +144,8 @@ A causal, four-step `WanTransformer3DModel` (3.9 M parameters): it writes a clip
 the memory of its own past, and can go on for ever. Text encoder and autoencoder are those of `zoo:tiny-wan`, which is
 also its teacher; it knows the same captions and no others.
 
-Trained by `reelign zoo train tiny-causal-wan`: ODE initialisation, then self-forcing by distribution matching
-(Huang et al. 2025), both with the recipes that ship. Files are float16; compute in float32 or bfloat16.
+Trained by `reelign zoo train tiny-causal-wan`: ODE initialisation (Yin et al. 2025, CausVid) by the recipe `ode_init`.
+Files are float16; compute in float32 or bfloat16.
 
 One clip for each of {HELD_OUT} captions that training did not ask for; {teacher},
 the student in {STEPS} without. In a second of CPU time it makes {speed}, decoding included.

@@ -74,6 +74,11 @@ def test_train_ends_with_a_report(tmp_path, random_wan_folder):
     [
         ({"rewards": [{"name": "clipp"}]}, ("unknown reward 'clipp'", "did you mean 'clip'")),
         ({"reward_gradiant": {}}, ("unknown config key 'reward_gradiant'", "did you mean 'reward_gradient'")),
+        ({"generator": {"modle": "x"}}, ("unknown config key 'generator.modle'", "did you mean 'generator.model'")),
+        (
+            {"generator": {"lora": {"rnk": 2}}},
+            ("unknown config key 'generator.lora.rnk'", "did you mean 'generator.lora.rank'"),
+        ),
         ({"generator": {"model": "./missing"}}, ("no model folder at ./missing",)),
         ({"prompts": {"source": "empty.txt"}}, ("at least one prompt is needed", "empty.txt")),
         ({"output": "/proc/nowhere/run"}, ("cannot be written", "/proc/nowhere/run")),

@@ -317,25 +317,33 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _one_line(model: type[BaseModel], error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    path, known = _typed(model, first["loc"])
+    where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        parents = first["loc"][:-1]
-        names = [".".join(map(str, (*parents, name))) for name in _fields(model, parents)]
-        return UnknownNameError("config key", where, names)
+        return UnknownNameError("config key", where, [".".join((*path[:-1], name)) for name in known])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
     return ConfigError(f"config key {where}: {first['msg'][0].lower()}{first['msg'][1:]}; got {first['input']!r}")
 
 
-def _fields(model: Any, path: Sequence[int | str]) -> list[str]:
-    """The keys that exist at a place of the config."""
-    for part in path:
+def _typed(model: Any, place: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """A place of the config as people type it, and the keys that exist beside its last part.
+
+    Pydantic names the kind of a generator as a step of the way; people do not.
+    """
+    path: list[str] = []
+    models, beside = [model], [model]
+    for part in place:
+        chosen = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        if chosen:
+            models = chosen
+            continue
+        path.append(str(part))
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
+        beside = models
+        field = models[0].model_fields.get(part) if models else None
+        options = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
+        models = [option for option in options if hasattr(option, "model_fields")]
+    return path, list(beside[0].model_fields) if beside else []

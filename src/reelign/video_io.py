@@ -216,7 +216,7 @@ class GrowingClip:
         self.path, self.frames = path, 0
         self._rate, self._size = Fraction(fps).limit_denominator(1001), (height, width)
         self._to_yuv = _to_yuv(height, width)
-        self._codec = av.CodecContext.create("libx264", "w")
+        self._codec: Any = av.CodecContext.create("libx264", "w")
         self._codec.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         self._codec.framerate, self._codec.time_base = self._rate, 1 / self._rate
         _describe(self._codec, height, width)
@@ -264,9 +264,10 @@ class GrowingClip:
 
     def close(self) -> None:
         """No more frames will come; ``save`` goes on working while the file is there."""
-        if not self._file.closed:
+        if self._codec is not None:
             self._write(self._codec.encode(None))
             self._file.close()
+        self._codec = None  # the encoder's pictures go
 
     def _write(self, packets: list[Any]) -> None:
         try:

@@ -30,6 +30,7 @@ from reelign.errors import DataError, NonFiniteError
 from reelign.generators.causal_network import Layout
 from reelign.generators.causal_wan import CausalWanGenerator
 from reelign.sampling import RolloutOptions, SeededNoise, begin, roll
+from reelign.stream.memory import give_back_memory
 
 RECENT = 16  # parts over which the speed is measured
 
@@ -145,6 +146,8 @@ class StreamSession:
             part = next(self._parts)
         except _StoppedError:
             raise StopIteration from None
+        if self.generator.device.type == "cpu":
+            give_back_memory()
         self._busy.append((len(part.video), time.perf_counter() - began))
         return part
 

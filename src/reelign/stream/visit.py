@@ -180,6 +180,7 @@ class Job:
             try:
                 if self.take is not None:
                     await self.studio.run(self.take.end)
+                self.take = None  # page and job know each other: neither goes at once, and this is what is large
             finally:
                 self.studio.line.leave(self._ticket)
                 self.over = True

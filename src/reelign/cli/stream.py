@@ -30,7 +30,6 @@ def stream(
     guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's own.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compile_: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
     max_seconds: Annotated[float, typer.Option(help="A stream ends after so much video.", min=1)] = 600.0,
     host: Annotated[
         str, typer.Option(help="Address to serve on; beyond this machine a token is needed.")
@@ -56,7 +55,7 @@ def stream(
     listener = listen(host, port)
     generator = load_streamer(
         model, adapter, window, sink, transformer=transformer, frames_per_block=frames_per_block,
-        rebase_sink=rebase_sink, dtype=dtype, compile=compile_,
+        rebase_sink=rebase_sink, dtype=dtype,
     )  # fmt: skip
     options = StreamOptions(steps=steps, guidance_scale=guidance_scale, seed=seed)
     name = f"{model} + {transformer or adapter}" if transformer or adapter else model

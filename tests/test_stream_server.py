@@ -126,6 +126,11 @@ def pixels(frame: tuple[int, int, float, Any]) -> torch.Tensor:
     return levels.view(picture.height, picture.width, 3).permute(2, 0, 1) / 255
 
 
+def coarse(frame: torch.Tensor) -> torch.Tensor:
+    """Brightness [8,8], which a lossy clip keeps even of noise."""
+    return torch.nn.functional.avg_pool2d(frame.mean(0, keepdim=True), 4)[0]
+
+
 def until(found: Callable[[], Any], what: str) -> None:
     deadline = time.monotonic() + 60
     while not found():
@@ -452,8 +457,9 @@ def test_saved_while_it_runs_and_after(page, client, tmp_path):
     (tmp_path / "saved.mp4").write_bytes(client.get(second["url"]).content)
     clip = read_clip(tmp_path / "saved.mp4").video
     for index in (0, 12, len(clip) - 1):
-        shown = pixels(page.frames[index])
-        assert (clip[index] - shown).abs().mean() < 0.8 * (clip[index].flip(2) - shown).abs().mean()
+        shown = coarse(pixels(page.frames[index]))
+        away = [float((coarse(saved) - shown).abs().mean()) for saved in clip]
+        assert away.index(min(away)) == index
 
 
 def test_a_page_that_was_closed_is_opened_again(client):

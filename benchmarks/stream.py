@@ -125,9 +125,9 @@ def growth(resident: list[tuple[float, int]], every_s: float = 5.0) -> dict[str,
 class Page:
     """A page without a browser: it takes frames as they come and says so."""
 
-    def __init__(self, address: str) -> None:
-        self.socket = connect(f"ws://{address}/stream", origin=f"http://{address}")
-        self.began, self.first, self.frames = 0.0, 0.0, 0
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self.began, self.first, self.seconds, self.frames = 0.0, 0.0, 0.0, 0
         self.hello = json.loads(self.socket.recv())
 
     def start(self, prompt: str) -> None:
@@ -171,26 +171,34 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 def watched(address: str, process: psutil.Process) -> dict[str, Any]:
     resident: list[tuple[float, int]] = []
-    firsts, rates, seconds = [], [], 0.0
+    pages, seconds = [], 0.0
     for length, prompts in ((WARM_UP_S, PROMPTS[:1]), (VIDEO_S / 2, PROMPTS[:2]), (VIDEO_S / 2, PROMPTS[1:])):
-        page = Page(address)
-        fps = page.hello["fps"]
-        page.start(prompts[0])
-        while page.frames < length * fps:
-            page.frame()
-            if len(prompts) > 1 and page.frames == length * fps // 2:
-                page.socket.send(json.dumps({"type": "change", "prompt": prompts[1]}))
-            if length != WARM_UP_S or page.frames > length * fps / 2:
-                resident.append((seconds + page.frames / fps, process.memory_info().rss))
-        firsts.append(page.first)
-        rates.append(page.frames / (time.perf_counter() - page.began))
-        seconds += page.frames / fps
-        page.socket.close()
+        with connect(f"ws://{address}/stream", origin=f"http://{address}") as opened:
+            page, sizes = watch(Page(opened), length, prompts, process)
+        warm = len(sizes) // 2 if not pages else 0
+        resident += [(seconds + second, size) for second, size in sizes[warm:]]
+        seconds += length
+        pages.append(page)
     return {
-        "first_frame_s": [round(first, 4) for first in firsts],
-        "frames_per_s_shown": [round(rate, 3) for rate in rates],
+        "first_frame_s": [round(page.first, 4) for page in pages],
+        "frames_per_s_shown": [round(page.frames / page.seconds, 3) for page in pages],
         "resident": growth(resident),
     }
+
+
+def watch(
+    page: Page, length_s: float, prompts: tuple[str, ...], process: psutil.Process
+) -> tuple[Page, list[tuple[float, int]]]:
+    """A stream of some seconds, with a new prompt in its middle where there is one."""
+    fps, sizes = page.hello["fps"], []
+    page.start(prompts[0])
+    while page.frames < length_s * fps:
+        page.frame()
+        if len(prompts) > 1 and page.frames == length_s * fps // 2:
+            page.socket.send(json.dumps({"type": "change", "prompt": prompts[1]}))
+        sizes.append((page.frames / fps, process.memory_info().rss))
+    page.seconds = time.perf_counter() - page.began
+    return page, sizes
 
 
 def server_arguments(chosen: argparse.Namespace) -> list[str]:

@@ -47,8 +47,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    generator = load_streamer("zoo:tiny-wan", frames_per_block=1)
-    settings = StreamSettings("zoo:tiny-wan", StreamOptions(steps=2, guidance_scale=1))
+    generator = load_streamer("zoo:tiny-causal-wan")
+    settings = StreamSettings("zoo:tiny-causal-wan", StreamOptions(steps=2, guidance_scale=1))
     made = Studio(generator, settings, ClipShelf(tmp_path_factory.mktemp("clips")))
     yield made
     made.close()

@@ -13,7 +13,7 @@ from web_server import Server
 from reelign.cli.main import app
 from reelign.errors import ConfigError, ModelError, ReelignError, UnknownNameError
 
-SMALL = ("zoo:tiny-wan", "--frames-per-block", "1", "--steps", "2")
+SMALL = ("zoo:tiny-causal-wan", "--steps", "2")
 
 
 def test_it_serves_what_it_says():
@@ -23,7 +23,7 @@ def test_it_serves_what_it_says():
         with urllib.request.urlopen(f"{server.url}/health", timeout=10) as reply:
             assert json.load(reply) == {"ok": True}
         with urllib.request.urlopen(server.url, timeout=10) as reply:
-            assert "zoo:tiny-wan" in reply.read().decode()
+            assert "zoo:tiny-causal-wan" in reply.read().decode()
     finally:
         assert server.process is not None
         server.process.terminate()
@@ -46,6 +46,8 @@ def test_bad_options_are_one_line():
     assert isinstance(refused("zoo:tiny-wam"), UnknownNameError)
     assert isinstance(refused(*SMALL, "--adapter", "nowhere"), ModelError)
     assert isinstance(refused(*SMALL, "--transformer", "nowhere"), ModelError)
+    assert "multiples of" in str(refused(*SMALL, "--height", "50"))
+    assert "greater than 0" in str(refused(*SMALL, "--shift", "0"))
     assert "whole blocks" in str(refused("zoo:tiny-wan", "--frames-per-block", "3"))
     assert "at least 16 letters" in str(refused(*SMALL, "--token", "short"))
 

@@ -26,8 +26,17 @@ def stream(
     ] = None,
     sink: Annotated[int, typer.Option(help="Of these, how many are the first of the stream.", min=0)] = 0,
     rebase_sink: Annotated[bool, typer.Option(help="Keep the sink right before the window.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps a block; default: the model's own.", min=1)] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's own.", min=0)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps a block; default: the model's own.", min=1, max=1000)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default: the model's own; 1 is none.", min=0, max=100)
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Of noise levels; default: the pipeline's. Released checkpoints: 5.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Of pictures; default: the model's own.", min=16)] = None,
+    width: Annotated[int | None, typer.Option(help="Of pictures; default: the model's own.", min=16)] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     max_seconds: Annotated[float, typer.Option(help="A stream ends after so much video.", min=1)] = 600.0,
@@ -55,7 +64,7 @@ def stream(
     listener = listen(host, port)
     generator = load_streamer(
         model, adapter, window, sink, transformer=transformer, frames_per_block=frames_per_block,
-        rebase_sink=rebase_sink, dtype=dtype,
+        rebase_sink=rebase_sink, shift=shift, height=height, width=width, dtype=dtype,
     )  # fmt: skip
     options = StreamOptions(steps=steps, guidance_scale=guidance_scale, seed=seed)
     name = f"{model} + {transformer or adapter}" if transformer or adapter else model

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+from pydantic import ValidationError
 
 from reelign.build import build_generator
-from reelign.errors import UnknownNameError
+from reelign.errors import ConfigError
 from reelign.generation import adapter_options
 from reelign.generators.causal_wan import CausalWanGenerator, CausalWanOptions
 from reelign.stream.session import keep_window
@@ -23,14 +25,18 @@ def load_streamer(
         options: further ``CausalWanOptions``.
 
     Raises:
-        ModelError: no such model or adapter. ConfigError: the window does not fit the blocks.
+        ModelError: no such model or adapter.
+        ConfigError: an option is none, or the window is smaller than sink and block.
     """
-    dtypes = get_args(CausalWanOptions.model_fields["dtype"].annotation)
-    if (dtype := options.get("dtype", dtypes[0])) not in dtypes:
-        raise UnknownNameError("dtype", dtype, dtypes)
     lora = adapter_options(adapter) if adapter else None
     place = str(adapter) if adapter else None
     chosen = {"kind": "causal_wan", "model": model, "lora": lora, "adapter": place, **options}
+    try:
+        CausalWanOptions.model_validate(chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name}: {first['msg']}; got {first['input']!r}") from error
     generator: CausalWanGenerator = build_generator(chosen)
     keep_window(generator, window, sink)
     return generator

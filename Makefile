@@ -41,6 +41,7 @@ bench: install
 	$(BIN)/python benchmarks/set_metrics.py
 	$(BIN)/python benchmarks/set_metrics_clips.py
 	$(BIN)/python benchmarks/camera_moves.py
+	$(BIN)/python benchmarks/stream.py
 
 studies: install
 	$(BIN)/python benchmarks/guard_calibration.py

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from reelign.generators.causal_wan import CausalWanGenerator
+    from reelign.stream.studio import StreamSettings
+    from reelign.web.access import Access
 
 console = Console()
 
@@ -50,15 +57,11 @@ def stream(
     allow_host: Annotated[list[str] | None, typer.Option(help="A host name to answer to, besides addresses.")] = None,
 ) -> None:
     """Serve the stream page: type a prompt, watch frames as they are made, change the prompt, stop, save."""
-    import tempfile
-
-    from reelign.stream.clips import ClipShelf
     from reelign.stream.loading import load_streamer
-    from reelign.stream.server import build_app
     from reelign.stream.session import StreamOptions
-    from reelign.stream.studio import StreamSettings, Studio
+    from reelign.stream.studio import StreamSettings
     from reelign.web.access import Access, allowed_hosts, wanted_token
-    from reelign.web.serving import address_of, listen, serve
+    from reelign.web.serving import listen
 
     access = Access(wanted_token(host, token), allowed_hosts(allow_host or []), "reelign_stream_session")
     listener = listen(host, port)
@@ -68,12 +71,24 @@ def stream(
     )  # fmt: skip
     options = StreamOptions(steps=steps, guidance_scale=guidance_scale, seed=seed)
     name = f"{model} + {transformer or adapter}" if transformer or adapter else model
+    _serve(generator, StreamSettings(name, options, max_seconds), access, listener)
+
+
+def _serve(generator: CausalWanGenerator, settings: StreamSettings, access: Access, listener: socket) -> None:
+    """Say where the page is, and serve it until Ctrl-C."""
+    import tempfile
+
+    from reelign.stream.clips import ClipShelf
+    from reelign.stream.server import build_app
+    from reelign.stream.studio import Studio
+    from reelign.web.serving import address_of, serve
+
     with tempfile.TemporaryDirectory(prefix="reelign-stream-") as folder:
-        studio = Studio(generator, StreamSettings(name, options, max_seconds), ClipShelf(Path(folder)))
+        studio = Studio(generator, settings, ClipShelf(Path(folder)))
         app = build_app(studio, access)
         layout = generator.layout
         console.print(
-            f"{escape(name)}: {layout.frames_per_block} latent frames a block, window of {layout.window}, "
+            f"{escape(settings.name)}: {layout.frames_per_block} latent frames a block, window of {layout.window}, "
             f"sink of {layout.sink}", soft_wrap=True, highlight=False,
         )  # fmt: skip
         console.print(f"stream: {address_of(listener, access.token)}", soft_wrap=True, highlight=False)

@@ -5,22 +5,29 @@ or a run folder, of which the last checkpoint is taken. All get the same prompts
 a bidirectional model at its own settings, is cut at the same frames. 95 % bootstrap intervals over prompts. Against the
 first student named, every other is compared on the last block, prompt by prompt.
 
-Run: ``python benchmarks/self_forcing.py self-forcing=runs/sf teacher-forcing=runs/tf diffusion-forcing=runs/df``
+``goal`` is the mean of the three shares: whether colour, shape and motion are as asked.
+
+Run: ``python benchmarks/self_forcing.py`` on what ``self_forcing_students.py`` left, or
+``python benchmarks/self_forcing.py self-forcing=runs/sf teacher-forcing=runs/tf`` on your own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from clips_over_time import SHARES, choose, clips, drawn, measure, panels, rows
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from reelign.build import build_generator
+from reelign.datasets.moving_shapes import ShapeSpec
 from reelign.generation import adapter_options
 from reelign.generators.wan import WEIGHTS
 from reelign.metrics.over_time import block_parts
@@ -28,7 +35,11 @@ from reelign.metrics.statistics import paired_delta
 from reelign.plots.over_time import over_time_figure
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("colour", "shape", "motion", "sharpness", "motion_energy")
+SHOWN = ("goal", "colour", "shape", "motion", "sharpness", "motion_energy")
+DRAWN = 5  # students in the figure, the first ones
+TRAINED = {"self-forcing (DMD)": "dmd", "teacher forcing": "teacher_forcing", "diffusion forcing": "diffusion_forcing",
+           "its start": "ode_init", "ODE initialisation": "ode_alone", "self-forcing (SiD)": "sid",
+           "self-forcing (GAN)": "gan"}  # fmt: skip
 
 
 def student(path: Path) -> dict[str, Any]:
@@ -62,9 +73,17 @@ def against(found: dict[str, Any], first: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def judged(video: Tensor, specs: Sequence[ShapeSpec], parts: Sequence[slice]) -> dict[str, Tensor]:
+    """Every measure, and ``goal``."""
+    found = measure(video, specs, parts)
+    return {"goal": torch.stack([found[name] for name in SHARES]).mean(0), **found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("students", nargs="+", help="name=path, the one of interest first")
+    folder = "runs/students"
+    trained = [f"{name}={folder}/{place}" for name, place in TRAINED.items()]
+    parser.add_argument("students", nargs="*", default=trained, help="name=path, the one of interest first")
     parser.add_argument("--model", default="zoo:tiny-wan", help="what students were trained from")
     parser.add_argument("--teacher", default="zoo:tiny-wan", help="a bidirectional model; '' for none")
     parser.add_argument("--frames-per-block", type=int, default=1)
@@ -85,18 +104,19 @@ def main() -> None:
         generator = build_generator(shared | student(path))
         parts = block_parts(generator.blocks(generator.latent_shape()[1]))
         video = clips(generator, specs, arguments.steps, arguments.guidance)
-        found[name] = measure(video, specs, parts)
+        found[name] = judged(video, specs, parts)
     if arguments.teacher:
         teacher = build_generator({"kind": "wan", "model": arguments.teacher, "lora": None, "device": "cpu"})
         video = clips(teacher, specs, teacher.default_steps, teacher.default_guidance_scale)
-        found["teacher"] = measure(video, specs, parts)
-    found["drawn"] = measure(drawn(specs, video.shape[1]), specs, parts)
+        found["teacher"] = judged(video, specs, parts)
+    found["drawn"] = judged(drawn(specs, video.shape[1]), specs, parts)
     first = next(iter(chosen))
     table = Table("who", *(f"{m}, last block" for m in SHOWN))
     for name, values in found.items():
         table.add_row(name, *(f"{values[m][:, -1].mean().item():.3f}" for m in SHOWN))
     Console().print(table)
-    over_time_figure(panels(found, SHOWN), "block", SHARES, "drawn").savefig(arguments.figure, dpi=130)
+    shown = {name: values for name, values in found.items() if name not in list(chosen)[DRAWN:]}
+    over_time_figure(panels(shown, SHOWN), "block", ("goal", *SHARES), "drawn").savefig(arguments.figure, dpi=130)
     record = {
         "students": {name: str(path) for name, path in chosen.items()},
         "model": arguments.model, "teacher": arguments.teacher, "frames_per_block": arguments.frames_per_block,

@@ -22,9 +22,9 @@ from typing import Any
 from clips_over_time import SHARES, choose, clips, drawn, measure, panels, rows
 from rich.console import Console
 from rich.table import Table
+from self_forcing import student
 
 from reelign.build import build_generator
-from reelign.generation import adapter_options
 from reelign.metrics.over_time import second_parts
 from reelign.plots.over_time import over_time_figure
 from reelign.video_io import write_clip
@@ -47,7 +47,7 @@ def layouts(trained: int, block: int) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="zoo:tiny-causal-wan")
-    parser.add_argument("--adapter", type=Path, help="folder of a student's adapter")
+    parser.add_argument("--student", type=Path, help="weights in place of the model's; see self_forcing.py")
     parser.add_argument("--frames-per-block", type=int, help="default: the model's own")
     parser.add_argument("--frames", type=int, default=41, help="latent frames of a clip; 41 are 20 s at 8 a second")
     parser.add_argument("--prompts", type=int, default=48)
@@ -59,8 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     shared: dict[str, Any] = {"kind": "causal_wan", "model": arguments.model, "device": "cpu"}
     shared |= {"frames_per_block": arguments.frames_per_block, "lora": None}
-    if arguments.adapter:
-        shared |= {"adapter": str(arguments.adapter), "lora": adapter_options(arguments.adapter)}
+    if arguments.student:
+        shared |= student(arguments.student)
     plain = build_generator(shared)
     trained, block = plain.latent_shape()[1], plain.layout.frames_per_block
     specs, found = choose(arguments.prompts), {}
@@ -84,7 +84,7 @@ def main() -> None:
     as_drawn = {"drawn": {m: reference[m].expand(-1, seconds) for m in reference}}
     over_time_figure(panels({**found, **as_drawn}, SHOWN), "second", SHARES, "drawn").savefig(arguments.figure, dpi=130)
     record = {
-        "model": arguments.model, "adapter": str(arguments.adapter or ""), "latent_frames": arguments.frames,
+        "model": arguments.model, "student": str(arguments.student or ""), "latent_frames": arguments.frames,
         "trained_latent_frames": trained, "prompts": len(specs), "steps": steps, "guidance": guidance,
         "memories": layouts(trained, block), "drawn": {m: v.mean().item() for m, v in reference.items()},
         "rows": records,

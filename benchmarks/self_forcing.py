@@ -2,8 +2,9 @@
 
 A student is ``name=path``: a folder with an adapter, a folder with whole weights (``transformer/`` in it or itself),
 or a run folder, of which the last checkpoint is taken. All get the same prompts, seeds, steps and blocks; the teacher,
-a bidirectional model at its own settings, is cut at the same frames. 95 % bootstrap intervals over prompts. Against the
-first student named, every other is compared on the last block, prompt by prompt.
+a bidirectional model in its own number of steps, is cut at the same frames. 95 % bootstrap intervals over prompts.
+The first student named is compared with every other on the last block, prompt by prompt, and every other with ``its
+start``, where there is one.
 
 ``goal`` is the mean of the three shares: whether colour, shape and motion are as asked.
 
@@ -36,9 +37,10 @@ from reelign.plots.over_time import over_time_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("goal", "colour", "shape", "motion", "sharpness", "motion_energy")
-DRAWN = 5  # students in the figure, the first ones
+START = "its start"
+DRAWN = 4  # students in the figure, the first ones
 TRAINED = {"self-forcing (DMD)": "dmd", "teacher forcing": "teacher_forcing", "diffusion forcing": "diffusion_forcing",
-           "its start": "ode_init", "ODE initialisation": "ode_alone", "self-forcing (SiD)": "sid",
+           START: "ode_init", "ODE initialisation": "ode_alone", "self-forcing (SiD)": "sid",
            "self-forcing (GAN)": "gan"}  # fmt: skip
 
 
@@ -63,19 +65,19 @@ def named(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def against(found: dict[str, Any], first: str) -> list[dict[str, Any]]:
-    """The first student minus each other, on the last block, with intervals."""
+def against(found: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """One student minus another on the last block, for each pair, with intervals."""
     return [
-        {"student": first, "against": other, "measure": name, "last_block": True,
-         **asdict(paired_delta(found[other][name][:, -1].numpy(), found[first][name][:, -1].numpy()))}
-        for other in found if other not in (first, "drawn")
+        {"student": one, "against": other, "measure": name, "last_block": True,
+         **asdict(paired_delta(found[other][name][:, -1].numpy(), found[one][name][:, -1].numpy()))}
+        for one, other in pairs
         for name in SHOWN
     ]  # fmt: skip
 
 
-def judged(video: Tensor, specs: Sequence[ShapeSpec], parts: Sequence[slice]) -> dict[str, Tensor]:
-    """Every measure, and ``goal``."""
-    found = measure(video, specs, parts)
+def judged(video: Tensor, specs: Sequence[ShapeSpec], parts: Sequence[slice], prompts: int) -> dict[str, Tensor]:
+    """Every measure, and ``goal``, [prompts, parts]: the mean over the clips of each prompt."""
+    found = {name: value.unflatten(0, (-1, prompts)).mean(0) for name, value in measure(video, specs, parts).items()}
     return {"goal": torch.stack([found[name] for name in SHARES]).mean(0), **found}
 
 
@@ -86,11 +88,13 @@ def main() -> None:
     parser.add_argument("students", nargs="*", default=trained, help="name=path, the one of interest first")
     parser.add_argument("--model", default="zoo:tiny-wan", help="what students were trained from")
     parser.add_argument("--teacher", default="zoo:tiny-wan", help="a bidirectional model; '' for none")
+    parser.add_argument("--teacher-guidance", type=float, nargs="+", default=[3.0, 1.5])
     parser.add_argument("--frames-per-block", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--noise", choices=("fresh", "kept"), default="fresh", help="fresh for few-step students")
     parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--per-prompt", type=int, default=3, help="clips of each, of which the mean counts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "self_forcing.json")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "assets" / "self_forcing.png")
     arguments = parser.parse_args()
@@ -98,19 +102,23 @@ def main() -> None:
         "kind": "causal_wan", "model": arguments.model, "device": "cpu", "noise": arguments.noise,
         "frames_per_block": arguments.frames_per_block,
     }  # fmt: skip
-    specs, found, parts = choose(arguments.prompts), {}, []
+    specs, found, parts = choose(arguments.prompts) * arguments.per_prompt, {}, []
     chosen = dict(named(text) for text in arguments.students)
     for name, path in chosen.items():
         generator = build_generator(shared | student(path))
         parts = block_parts(generator.blocks(generator.latent_shape()[1]))
         video = clips(generator, specs, arguments.steps, arguments.guidance)
-        found[name] = judged(video, specs, parts)
+        found[name] = judged(video, specs, parts, arguments.prompts)
     if arguments.teacher:
         teacher = build_generator({"kind": "wan", "model": arguments.teacher, "lora": None, "device": "cpu"})
-        video = clips(teacher, specs, teacher.default_steps, teacher.default_guidance_scale)
-        found["teacher"] = judged(video, specs, parts)
-    found["drawn"] = judged(drawn(specs, video.shape[1]), specs, parts)
+        for scale in arguments.teacher_guidance:
+            video = clips(teacher, specs, teacher.default_steps, scale)
+            found[f"teacher, guidance {scale:g}"] = judged(video, specs, parts, arguments.prompts)
+    found["drawn"] = judged(drawn(specs, video.shape[1]), specs, parts, arguments.prompts)
     first = next(iter(chosen))
+    others = [name for name in found if name not in (first, START, "drawn")]
+    pairs = [(first, name) for name in (*others, START) if name in found]
+    pairs += [(name, START) for name in others if START in found]
     table = Table("who", *(f"{m}, last block" for m in SHOWN))
     for name, values in found.items():
         table.add_row(name, *(f"{values[m][:, -1].mean().item():.3f}" for m in SHOWN))
@@ -121,7 +129,8 @@ def main() -> None:
         "students": {name: str(path) for name, path in chosen.items()},
         "model": arguments.model, "teacher": arguments.teacher, "frames_per_block": arguments.frames_per_block,
         "steps": arguments.steps, "guidance": arguments.guidance, "noise": arguments.noise,
-        "prompts": len(specs), "rows": rows(found), "comparisons": against(found, first),
+        "prompts": arguments.prompts, "per_prompt": arguments.per_prompt,
+        "rows": rows(found), "comparisons": against(found, pairs),
     }  # fmt: skip
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -1,7 +1,8 @@
 """Trains the students that ``self_forcing.py`` compares: one teacher's clips, one budget of processor seconds each.
 
-    ode_init            regresses the ends of the teacher's trajectories; 0.3 of the budget makes the start of:
+    ode_init            regresses the ends of the teacher's trajectories; 0.7 of the budget makes the start of:
     dmd, sid, gan       self-forcing from that start, for what is left of the budget
+    dmd_long            goes on from dmd, on rollouts of up to 17 latent frames under a window of 5, judged by their end
     teacher_forcing     flow matching on the teacher's clips, each block after clean ones, from the teacher's weights
     diffusion_forcing   the same after noisy ones
     ode_alone           ODE initialisation for the whole budget
@@ -35,7 +36,8 @@ from reelign.build import build_generator
 from reelign.contracts import Request
 from reelign.datasets.moving_shapes import all_specs
 
-BATCH, SEEDS, STEPS, HELD_OUT, START_SHARE = 16, 4, 4, 96, 0.3
+BATCH, SEEDS, STEPS, HELD_OUT, START_SHARE = 16, 4, 4, 96, 0.7
+WINDOW = 5  # latent frames, as many as a clip of the teacher's has
 TRAJECTORIES = {"steps": STEPS, "teacher_steps": 12, "teacher_guidance_scale": 3.0, "seeds": SEEDS}
 REGRESSION = {"lr": 5e-4, "average": 0.98}
 FORCING = {"steps": STEPS, "critic": "all", "average": 0.9, "average_from": 5, "weight_decay": 0.0}
@@ -43,12 +45,17 @@ STUDENTS: dict[str, tuple[Any, dict[str, Any], str | None]] = {  # algorithm, it
     "ode_init": (ode_init, {**TRAJECTORIES, **REGRESSION}, None),
     "dmd": (
         self_forcing,
-        {**FORCING, "objective": "dmd", "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 2e-4},
+        {**FORCING, "objective": "dmd", "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 1e-4},
         "ode_init",
+    ),
+    "dmd_long": (
+        self_forcing,
+        {**FORCING, "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 1e-4, "frames": (5, 17)},
+        "dmd",
     ),
     "sid": (
         self_forcing,
-        {**FORCING, "objective": "sid", "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 2e-4},
+        {**FORCING, "objective": "sid", "real_guidance": 0.5, "critic_ratio": 2, "lr": 2e-5, "critic_lr": 1e-4},
         "ode_init",
     ),
     "gan": (
@@ -106,7 +113,8 @@ def train(name: str, lessons: Lessons, folder: Path, seconds: float, overrides: 
     options = {"kind": "causal_wan", "model": "zoo:tiny-wan", "frames_per_block": 1, "noise": "fresh", "device": "cpu"}
     if start is not None:
         options["transformer"] = str(folder.parent / start / "transformer")
-    generator = build_generator({**options, "lora": None, "train_all": True})
+    window = WINDOW if "frames" in settings else None
+    generator = build_generator({**options, "window": window, "lora": None, "train_all": True})
     settings = settings | overrides | ({"pairs": str(lessons.folder)} if module is ode_init else {})
     algorithm = getattr(module, ALGORITHM[module])(generator, module.Config(**settings))
     random, clips = torch.Generator().manual_seed(3), module is causal_finetuning or name == "gan"

@@ -30,7 +30,6 @@ from reelign.video_io import read_clip
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "self_forcing"
 SCRIPTS = sorted(FOLDER.glob("0*.py"))
-RENDERED = [script for script in SCRIPTS if script.stem != "07_training"]  # its long form makes no page yet
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +170,7 @@ def test_scripts_run(script, tmp_path, monkeypatch, capsys):
     assert any(tmp_path.glob("*.png")), "a part draws something"
 
 
-@pytest.mark.parametrize("script", RENDERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_pages_are_what_the_scripts_say(script):
     """A page has its script's words and code; its figures are there, and small."""
     render = runpy.run_path(str(FOLDER.parent / "render.py"))

@@ -8,7 +8,7 @@
 # It never learned to live with these, so they grow. People call this *exposure bias*.
 #
 # Let us measure it. First, teach a student that way: 300 updates on drawn clips. It takes minutes the first time; the
-# weights are kept for part 7.
+# weights are kept.
 
 # %%
 from toolbox import SHORT, panels, save, teacher_forced, two_pasts
@@ -23,15 +23,16 @@ generator = teacher_forced(UPDATES, CLIPS, BATCH)
 # %% [markdown]
 # ## One student, two pasts
 #
-# Now the test. The student gets the first two blocks of a drawn clip, and its prompt. They say all there is to know:
-# where the shape is, what colour, how fast. Then it makes blocks 3, 4 and 5, twice:
+# Now the test. The student gets the first two blocks of a drawn clip, and its prompt. They say nearly all there is to
+# know: where the shape is, what colour, how fast. Then it makes blocks 3, 4 and 5, twice:
 #
 # - on *the true past*: before each block, the true blocks, as in training;
 # - on *its own past*: before each block, what it made itself, as in use.
 #
 # The same weights, the same prompts, the same noise. Block 3 has the same past both times, so it must be the same
-# block, and the difference there must be 0. From then on any difference is exposure bias, and nothing else. The error
-# of a block is its distance to the drawn clip: mean difference of pixels, in grey levels of 255.
+# block, and the difference there must be 0. From then on any difference comes from the past: from its own mistakes, and
+# from the little that two blocks leave open and later true ones tell. The error of a block is its distance to the drawn
+# clip: mean difference of pixels, in grey levels of 255.
 
 # %%
 MEASURES = ("error", "shape", "motion", "sharpness")

@@ -1,7 +1,7 @@
 """What the parts of the tutorial share: where figures go, a student, and how a clip's past is chosen.
 
 ``TUTORIAL_SHORT=1`` runs everything in seconds, on a few clips; ``TUTORIAL_OUT`` says where figures go, and
-``TUTORIAL_WEIGHTS`` where a part leaves weights for a later one.
+``TUTORIAL_WEIGHTS`` where weights are kept for the next time.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def two_pasts(generator: CausalWanGenerator, count: int, seed: int = 77) -> dict
 
 
 def teacher_forced(updates: int, clip_count: int, batch: int = 16) -> CausalWanGenerator:
-    """A student trained on clean pasts, block after block of drawn clips; its weights are kept for later parts."""
+    """A student trained on clean pasts, block after block of drawn clips; its weights are kept."""
     place = WEIGHTS / f"teacher_forced_{updates}"
     generator = student(train_all=True)
     if place.is_dir():

@@ -45,12 +45,12 @@ STUDENTS: dict[str, tuple[Any, dict[str, Any], str | None]] = {  # algorithm, it
     "ode_init": (ode_init, {**TRAJECTORIES, **REGRESSION}, None),
     "dmd": (
         self_forcing,
-        {**FORCING, "objective": "dmd", "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 1e-4},
+        {**FORCING, "objective": "dmd", "real_guidance": 0.5, "critic_ratio": 2, "lr": 1e-4, "critic_lr": 5e-5},
         "ode_init",
     ),
     "dmd_long": (
         self_forcing,
-        {**FORCING, "real_guidance": 0.5, "critic_ratio": 2, "lr": 5e-5, "critic_lr": 1e-4, "frames": (5, 17)},
+        {**FORCING, "real_guidance": 0.5, "critic_ratio": 2, "lr": 1e-4, "critic_lr": 5e-5, "frames": (5, 17)},
         "dmd",
     ),
     "sid": (

@@ -98,7 +98,13 @@ class Domains:
     @property
     def has_pairs(self) -> bool:
         """Whether the translation of some clips is known."""
-        return bool(self._pairs) or (len(self._scenes) == len(SIDES) and self._scenes["x"][1] == self._scenes["y"][1])
+        return self.pairs_at_most != 0
+
+    @property
+    def pairs_at_most(self) -> int | None:
+        """How many pairs are known; None where they are drawn, without end."""
+        drawn = len(self._scenes) == len(SIDES) and self._scenes["x"][1] == self._scenes["y"][1]
+        return None if drawn and not self._pairs else len(self._pairs)
 
     def pair(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clips of X and what they are in Y, without noise where drawn: twice float32 [count,T,3,H,W] in [0,1].

@@ -10,7 +10,7 @@ from conftest import SHARED
 
 from reelign.datasets.day_night import GRAIN, DayNight
 from reelign.datasets.translation import DomainOptions, Domains
-from reelign.errors import ConfigError, DataError
+from reelign.errors import ConfigError, DataError, RunFolderError
 from reelign.video_io import write_clip
 
 HOSTILE = SHARED / "data" / "clips" / "hostile"
@@ -187,3 +187,26 @@ def test_hostile_files(caplog, random):
     for name in ("odd_65x47.mp4", "with_audio", "variable_frame_rate", "gray16"):
         assert name not in named
     assert domains.batch("x", 20, random).shape == (20, 4, 3, 32, 32)
+
+
+def test_the_command(tmp_path, random):
+    from typer.testing import CliRunner
+
+    from reelign.cli.main import app
+
+    command = [
+        "data",
+        "translation",
+        str(tmp_path / "d"),
+        *["--clips", "3", "--pairs", "2", "--size", "32", "--frames", "4"],
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert f"3 clips in {tmp_path}/d/x and {tmp_path}/d/y each, 2 pairs" in result.output.replace("\n", "")
+    x, y, pairs = (str(tmp_path / "d" / name) for name in ("x", "y", "pairs"))
+    domains = Domains(DomainOptions(x=x, y=y, pairs=pairs, size=32, frames=4))
+    assert domains.batch("x", 1, random).mean() > 0.5 > domains.batch("y", 1, random).mean()
+    day, night = domains.pair(2, random)
+    assert day.mean() > 0.5 > night.mean()
+    with pytest.raises(RunFolderError, match="new or empty folder"):
+        CliRunner().invoke(app, command, catch_exceptions=False)

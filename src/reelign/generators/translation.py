@@ -29,7 +29,8 @@ from reelign.generators.translation_layers import SMALLEST, FrameNetwork, State,
 Domain = Literal["x", "y"]
 DOMAINS: tuple[Domain, Domain] = ("x", "y")
 WEIGHTS, SETTINGS = "translation.safetensors", "translation.json"
-ARCHITECTURE = ("channels", "hidden", "frames", "height", "width", "fps")  # settings that weights come with
+SIZES = ("channels", "hidden")  # of networks
+CLIPS = ("frames", "height", "width", "fps")  # of clips they were trained on
 
 
 def other(domain: Domain) -> Domain:
@@ -48,7 +49,8 @@ class TranslationOptions(BaseModel):
 
     Args:
         kind: of generator.
-        model: a folder that ``save`` wrote, whose sizes then count; None is a new one.
+        model: a folder that ``save`` wrote, or a run; ``channels`` and ``hidden`` are then its own, and so are the
+            sizes of clips that are not given. None is a new one.
         channels: of frames folded by two; 16 trains in minutes on a processor, 32 to 64 are for GPUs.
         hidden: channels of the memory.
         frames, height, width, fps: of clips to train on; translation takes any.
@@ -152,7 +154,7 @@ class TranslationGenerator:
         """Write weights and sizes to ``folder``: ``translation.safetensors`` and ``translation.json``."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        settings = {name: getattr(self.options, name) for name in ARCHITECTURE}
+        settings = {name: getattr(self.options, name) for name in (*SIZES, *CLIPS)}
         save_file({n: v.contiguous() for n, v in self.networks.state_dict().items()}, path / WEIGHTS)
         (path / SETTINGS).write_text(json.dumps({**settings, "per_frame": self.per_frame}, indent=1) + "\n")
 
@@ -184,7 +186,7 @@ def read_settings(folder: str) -> dict[str, Any]:
         raise ModelError(f"a saved translator is a folder with {WEIGHTS} and {SETTINGS}; {folder} has not both")
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
-        missing = {*ARCHITECTURE, "per_frame"} - set(settings)
+        missing = {*SIZES, *CLIPS, "per_frame"} - set(settings)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path} is no JSON of settings: {error}") from error
     if missing:
@@ -207,7 +209,8 @@ def load_translation(**options: Any) -> TranslationGenerator:
             return TranslationGenerator(chosen)
         folder = find_weights(chosen.model)
         settings = read_settings(folder)
-        sizes = {name: settings[name] for name in ARCHITECTURE}
+        ours = (*SIZES, *(name for name in CLIPS if name not in chosen.model_fields_set))
+        sizes = {name: settings[name] for name in ours}
         generator = TranslationGenerator(chosen.model_copy(update=sizes))
     except ValidationError as error:
         first = error.errors()[0]

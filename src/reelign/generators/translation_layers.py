@@ -193,7 +193,7 @@ class FrameDiscriminator(nn.Module):
                 spectral_norm(nn.Conv2d(4 * channels, 4 * channels, 3, padding=1)),
             ]
         )
-        self.last = spectral_norm(nn.Conv2d(4 * channels, 1, 1))
+        self.last = nn.Conv2d(4 * channels, 1, 1)
 
     def patches(self, pictures: Tensor) -> Tensor:
         """[N,3,H,W] in [0,1] to a logit for each patch [N,P]; higher is more like the domain."""
@@ -220,7 +220,7 @@ class VideoDiscriminator(nn.Module):
                 spectral_norm(nn.Conv3d(2 * channels, 4 * channels, 3, padding=1)),
             ]
         )
-        self.last = spectral_norm(nn.Conv3d(4 * channels, 1, 1))
+        self.last = nn.Conv3d(4 * channels, 1, 1)
 
     def patches(self, video: Tensor) -> Tensor:
         """[B,T,3,H,W] in [0,1] to a logit for each patch of space and time [B,P]."""

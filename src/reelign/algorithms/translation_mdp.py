@@ -147,16 +147,17 @@ class Replay:
         if capacity < 1:
             raise ConfigError(f"a replay holds at least 1 transition; got {capacity}")
         self.capacity = capacity
-        self._kept: Transitions | None = None
-        self._next = 0  # where the next one goes once it is full
+        self._rows: Transitions | None = None  # room for some, of which the first ``_count`` are kept
+        self._count = 0
+        self._next = 0  # where the next one goes
 
     def __len__(self) -> int:
-        return 0 if self._kept is None else len(self._kept)
+        return self._count
 
     def counts(self) -> tuple[int, int]:
         """How many are of x and how many of y."""
-        ys = 0 if self._kept is None else int((self._kept.domain == Y).sum())
-        return len(self) - ys, ys
+        ys = 0 if self._rows is None else int((self._rows.domain[: self._count] == Y).sum())
+        return self._count - ys, ys
 
     def add(self, new: Transitions) -> None:
         """Keep these, in order.
@@ -165,23 +166,19 @@ class Replay:
             DataError: their frames have another size than those kept.
         """
         new = _packed(new[torch.arange(max(0, len(new) - self.capacity), len(new))])
-        if self._kept is None:
-            self._kept = new
-            return
-        if new.state.shape[1:] != self._kept.state.shape[1:]:
-            raise DataError(
-                f"a replay keeps states of one shape, {tuple(self._kept.state.shape[1:])}; "
-                f"got {tuple(new.state.shape[1:])}"
-            )
-        growth = min(len(new), self.capacity - len(self))
-        rows = torch.arange(len(new))
-        over = new[rows[growth:]]
-        if growth:
-            self._kept = Transitions.join([self._kept, new[rows[:growth]]])
-        places = (self._next + torch.arange(len(over))) % self.capacity
+        rows = new[torch.arange(0)] if self._rows is None else self._rows
+        if new.state.shape[1:] != rows.state.shape[1:]:
+            wanted, got = tuple(rows.state.shape[1:]), tuple(new.state.shape[1:])
+            raise DataError(f"a replay keeps states of one shape, {wanted}; got {got}")
+        count = min(self.capacity, self._count + len(new))
+        if count > len(rows):  # room for twice as many, so that adding stays cheap
+            room = min(self.capacity, max(count, 2 * len(rows))) - len(rows)
+            rows = Transitions.join([rows, new[torch.zeros(room, dtype=torch.int64)]])
+        places = (self._next + torch.arange(len(new))) % self.capacity
         for part in fields(Transitions):
-            getattr(self._kept, part.name)[places] = getattr(over, part.name)
-        self._next = (self._next + len(over)) % self.capacity
+            getattr(rows, part.name)[places] = getattr(new, part.name)
+        self._rows, self._count = rows, count
+        self._next = (self._next + len(new)) % self.capacity
 
     def draw(self, count: int, random: torch.Generator, device: torch.device | str = "cpu") -> Transitions:
         """Some of them, each equally likely every time.
@@ -189,29 +186,31 @@ class Replay:
         Raises:
             DataError: it is empty.
         """
-        if self._kept is None:
+        if self._rows is None:
             raise DataError("nothing can be drawn from an empty replay: add transitions first")
-        found = self._kept[torch.randint(len(self), (count,), generator=random)]
+        found = self._rows[torch.randint(len(self), (count,), generator=random)]
         return _unpacked(found, device)
 
     def mix(self, fresh: Transitions, share: float, random: torch.Generator) -> Transitions:
         """``fresh``, each replaced with probability ``share`` (σ_1) by a kept one; unchanged while nothing is kept."""
         replaced = torch.rand(len(fresh), generator=random) < share
         count = int(replaced.sum())
-        if self._kept is None or not count:
+        if not len(self) or not count:
             return fresh
         old = self.draw(count, random, fresh.reward.device)
         return Transitions.join([fresh[(~replaced).to(fresh.reward.device)], old])
 
     def state(self) -> dict[str, Any]:
         """What is kept, and where the next one goes."""
-        kept = {} if self._kept is None else {p.name: getattr(self._kept, p.name) for p in fields(Transitions)}
+        rows = None if self._rows is None else self._rows[torch.arange(self._count)]
+        kept = {} if rows is None else {part.name: getattr(rows, part.name) for part in fields(Transitions)}
         return {"kept": kept, "next": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue, bit for bit, from what ``state`` gave."""
         kept = state["kept"]
-        self._kept = Transitions(**{name: value.clone() for name, value in kept.items()}) if kept else None
+        self._rows = Transitions(**{name: value.clone() for name, value in kept.items()}) if kept else None
+        self._count = 0 if self._rows is None else len(self._rows)
         self._next = int(state["next"])
 
 

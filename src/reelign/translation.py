@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from reelign.contracts import Translator
 from reelign.datasets.translation import Side
 from reelign.datasets.video_folder import captions, write_metadata
 from reelign.errors import ConfigError, DataError, ReelignError, RunFolderError
@@ -33,14 +33,6 @@ from reelign.video_io import CLIP_SUFFIXES, find_clips, replacing, to_pictures, 
 
 Picture = NDArray[np.uint8]
 TABLE = "translations.csv"
-
-
-class StatefulTranslator(Protocol):
-    """What translates: a clip may come in pieces, with the state handed on."""
-
-    def translate(self, video: Tensor, to: Side, state: Any = None) -> tuple[Tensor, Any]:
-        """Clips [B,T,3,H,W] in [0,1] to the domain ``to``, and the state with which they go on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class TranslationJob:
         chunk: frames at a time.
     """
 
-    generator: StatefulTranslator
+    generator: Translator
     to: Side
     files: dict[Path, Path]
     names: dict[Path, str]
@@ -92,7 +84,7 @@ class TranslationJob:
 
     @staticmethod
     def prepare(
-        generator: StatefulTranslator,
+        generator: Translator,
         clips: Path,
         to: Side,
         out: Path,

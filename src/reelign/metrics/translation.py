@@ -351,15 +351,15 @@ def _sources(domains: Domains, to: Side, plan: ExamPlan) -> tuple[Tensor, Tensor
 
 def _extractors(plan: ExamPlan, frames: int) -> tuple[dict[str, Extractor], dict[str, str]]:
     """The networks of the set metrics, and the metrics whose networks need longer clips."""
-    extractors: dict[str, Extractor] = {}
-    skipped: dict[str, str] = {}
-    for metric in SET_METRICS:
-        extractor = extractors.get(metric.family) or build_extractor(metric.family, plan.models.get(metric.family))
-        needed = extractor.protocol.frames.frames
-        if needed > frames:
-            skipped[metric.name] = f"its network sees {needed} frames; these clips have {frames}"
-        else:
-            extractors[metric.family] = extractor
+    families = dict.fromkeys(metric.family for metric in SET_METRICS)
+    built = {family: build_extractor(family, plan.models.get(family)) for family in families}
+    needed = {family: extractor.protocol.frames.frames for family, extractor in built.items()}
+    skipped = {
+        metric.name: f"its network sees {needed[metric.family]} frames; these clips have {frames}"
+        for metric in SET_METRICS
+        if needed[metric.family] > frames
+    }
+    extractors = {family: extractor for family, extractor in built.items() if needed[family] <= frames}
     return extractors, skipped
 
 

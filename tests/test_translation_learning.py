@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reelign.algorithms.translation_agent import Agent, candidates, values_of
+from reelign.algorithms.translation_history import ClipHistory
 from reelign.algorithms.translation_mdp import X, Y
 from reelign.algorithms.video_translation import Config, VideoTranslation, cut, frozen, unpaired
 from reelign.contracts import Algorithm, Request
@@ -200,6 +201,23 @@ def test_target_networks_follow_slowly(random: torch.Generator) -> None:
     live = algorithm.parameters[name].detach()
     assert not torch.equal(live, before)
     torch.testing.assert_close(after, 0.75 * before + 0.25 * live)
+
+
+def test_history_shows_earlier_clips_again(random: torch.Generator) -> None:
+    history = ClipHistory(3)
+    real, made = history.extend(plain(0.2), plain(0.8), random)
+    assert len(real) == len(made) == len(history) == 1  # there was nothing earlier
+    for n in range(4):
+        real, made = history.extend(plain(0.4), plain(0.6), random)
+        assert len(real) == len(made) == 2
+        assert real[0].mean().item() == pytest.approx(0.4)
+        if n == 0:
+            assert (real[1].mean().item(), made[1].mean().item()) == pytest.approx((0.2, 0.8), abs=1e-6)
+    assert len(history) == 3
+    assert history.state()["real"].unique().tolist() == [102]  # 0.4 of 255: the first is forgotten
+    again = ClipHistory(3)
+    again.restore(history.state())
+    assert torch.equal(again.state()["made"], history.state()["made"])
 
 
 def test_frozen_modules_get_no_gradient_and_recover() -> None:

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from reelign.algorithms.translation_agent import Agent, AgentOptions
+from reelign.algorithms.translation_history import ClipHistory
 from reelign.algorithms.translation_losses import (
     Adversarial,
     Map,
@@ -67,6 +68,7 @@ class Config(BaseModel):
         per_frame: a translator of pictures without memory, with none of the four parts above.
         adversarial: ``bce`` or ``hinge``.
         r1: γ of R1, computed at every ``r1_every``-th step, with so much more weight; 0 is off.
+        history: clips of each domain, real and made, that discriminators are shown again; 0 is none.
         lr, discriminator_lr, critic_lr: of AdamW.
         betas: of AdamW, for translators and discriminators.
         max_grad_norm: gradients are scaled down to this joint norm.
@@ -98,6 +100,7 @@ class Config(BaseModel):
     adversarial: Adversarial = "bce"
     r1: float = Field(0.1, ge=0)
     r1_every: int = Field(4, ge=1)
+    history: int = Field(50, ge=0)
     lr: float = Field(1e-4, gt=0)
     discriminator_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(1e-4, gt=0)
@@ -197,6 +200,7 @@ class VideoTranslation:
         optimisation = partial(Optimisation, betas=config.betas, max_grad_norm=config.max_grad_norm)
         self.optimisation = optimisation(generator.trainable(), config.lr, average=config.average)
         self.judging = optimisation(dict(self.judges.named_parameters()), config.discriminator_lr)
+        self.history = {d: ClipHistory(config.history) for d in DOMAINS}
         self.parameters = self.optimisation.parameters
         self.agent = self._build_agent(seed) if config.uses("rl") else None
 
@@ -268,6 +272,8 @@ class VideoTranslation:
         """Each discriminator with what is of its domain and what was made to be."""
         for domain in DOMAINS:
             real, fake = clips[domain], made[domain].detach()
+            if self.config.history:
+                real, fake = self.history[domain].extend(real, fake, self.random)
             yield self.frame_judges[domain], pictures(real), pictures(fake)
             if self.config.uses("video_discriminator"):
                 yield self.video_judges[domain], real, fake
@@ -337,6 +343,7 @@ class VideoTranslation:
             "translators": self.optimisation.state(),
             "judging": self.judging.state(),
             "judges": self.judges.state_dict(),
+            "history": {d: history.state() for d, history in self.history.items()},
             "agent": None if self.agent is None else self.agent.state(),
             "updates": self.updates,
             "random": self.random.get_state(),
@@ -347,6 +354,8 @@ class VideoTranslation:
         self.optimisation.restore(state["translators"])
         self.judging.restore(state["judging"])
         self.judges.load_state_dict(state["judges"])
+        for domain, history in self.history.items():
+            history.restore(state["history"][domain])
         if self.agent is not None:
             self.agent.restore(state["agent"])
         self.updates = int(state["updates"])

@@ -346,3 +346,20 @@ def test_frames_are_counted_once():
     for frame in itertools.islice(torch.linspace(0, 1, 5), 5):
         out, state = model.translate(frame.expand(1, 1, 3, 4, 4), "y", state)
     assert out.mean() == pytest.approx(0.125)
+
+
+def test_the_folder_goes_on_to_scores(tmp_path, saved):
+    """What translate wrote is a folder of takes: scored, and compared with real clips as a set."""
+    from reelign.cli.main import app
+
+    for index in range(3):
+        clip_of(tmp_path / "in" / f"{index}.mp4", 8, seed=index)
+    run(tmp_path / "in", tmp_path / "out")
+    command = ["score", str(tmp_path / "out"), "--metrics", "temporal_flickering"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    from reelign.selection.takes import TakesFolder
+
+    table = TakesFolder(tmp_path / "out").wide()
+    assert table["temporal_flickering"].between(0, 1).all()
+    assert sorted(table["prompt"]) == [f"{index}.mp4 as y" for index in range(3)]

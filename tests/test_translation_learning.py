@@ -205,19 +205,25 @@ def test_target_networks_follow_slowly(random: torch.Generator) -> None:
 
 def test_history_shows_earlier_clips_again(random: torch.Generator) -> None:
     history = ClipHistory(3)
-    real, made = history.extend(plain(0.2), plain(0.8), random)
-    assert len(real) == len(made) == len(history) == 1  # there was nothing earlier
-    for n in range(4):
-        real, made = history.extend(plain(0.4), plain(0.6), random)
-        assert len(real) == len(made) == 2
-        assert real[0].mean().item() == pytest.approx(0.4)
-        if n == 0:
-            assert (real[1].mean().item(), made[1].mean().item()) == pytest.approx((0.2, 0.8), abs=1e-6)
+    assert history.behind(plain(0.4), plain(0.6), random)[0].shape == plain(0.4).shape  # there is nothing earlier
+    history.add(plain(0.2), plain(0.8))
+    real, made = history.behind(plain(0.4), plain(0.6), random)
+    assert real.mean((1, 2, 3, 4)).tolist() == pytest.approx([0.4, 0.2], abs=1e-6)
+    assert made.mean((1, 2, 3, 4)).tolist() == pytest.approx([0.6, 0.8], abs=1e-6)
+    history.add(plain(0.4, 3), plain(0.6, 3))
     assert len(history) == 3
     assert history.state()["real"].unique().tolist() == [102]  # 0.4 of 255: the first is forgotten
     again = ClipHistory(3)
     again.restore(history.state())
     assert torch.equal(again.state()["made"], history.state()["made"])
+
+
+def test_the_rate_halves_in_its_half_life(random: torch.Generator) -> None:
+    algorithm = VideoTranslation(small(), Config(**SMALL, lr=1e-3, half_life=2, rl=False))
+    for _ in range(4):
+        algorithm.step(batch(1, 3, random))
+    assert algorithm.optimisation.optimiser.param_groups[0]["lr"] == pytest.approx(2.5e-4)
+    assert algorithm.judging.optimiser.param_groups[0]["lr"] == 1e-4
 
 
 def test_frozen_modules_get_no_gradient_and_recover() -> None:

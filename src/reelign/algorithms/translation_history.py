@@ -27,18 +27,21 @@ class ClipHistory:
     def __len__(self) -> int:
         return len(self._real)
 
-    def extend(self, real: Tensor, made: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The batch with as many earlier clips behind it, once there are so many; then the batch is kept too.
+    def add(self, real: Tensor, made: Tensor) -> None:
+        """Keep clips [B,T,3,H,W] in [0,1], real ones and made ones."""
+        self._real, self._made = self._with(self._real, real), self._with(self._made, made)
+
+    def behind(self, real: Tensor, made: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Both batches [B,T,3,H,W], each with B kept clips behind it; without, while fewer are kept.
 
         Args:
-            real, made: [B,T,3,H,W] in [0,1], of one shape.
-            random: of which come back; a real and a made one need not belong together.
+            real, made: in [0,1].
+            random: of which clips; a real and a made one need not belong together.
         """
-        shown = self._and_earlier(self._real, real, random), self._and_earlier(self._made, made, random)
-        self._real, self._made = self._with(self._real, real), self._with(self._made, made)
-        return shown
+        return self._behind(self._real, real, random), self._behind(self._made, made, random)
 
-    def _and_earlier(self, kept: Tensor, new: Tensor, random: torch.Generator) -> Tensor:
+    @staticmethod
+    def _behind(kept: Tensor, new: Tensor, random: torch.Generator) -> Tensor:
         if len(kept) < len(new):
             return new
         again = kept[torch.randperm(len(kept), generator=random)[: len(new)]]

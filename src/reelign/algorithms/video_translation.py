@@ -68,8 +68,10 @@ class Config(BaseModel):
         per_frame: a translator of pictures without memory, with none of the four parts above.
         adversarial: ``bce`` or ``hinge``.
         r1: γ of R1, computed at every ``r1_every``-th step, with so much more weight; 0 is off.
+        judge_updates: of discriminators in a step; they see what is wrong more slowly than translators change it.
         history: clips of each domain, real and made, that discriminators are shown again; 0 is none.
         lr, discriminator_lr, critic_lr: of AdamW.
+        half_life: steps in which ``lr`` halves; 0 keeps it.
         betas: of AdamW, for translators and discriminators.
         max_grad_norm: gradients are scaled down to this joint norm.
         average: decay of the moving average of weights that is evaluated and exported; 0 is off.
@@ -100,10 +102,12 @@ class Config(BaseModel):
     adversarial: Adversarial = "bce"
     r1: float = Field(0.1, ge=0)
     r1_every: int = Field(4, ge=1)
+    judge_updates: int = Field(2, ge=1)
     history: int = Field(50, ge=0)
     lr: float = Field(1e-4, gt=0)
     discriminator_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(1e-4, gt=0)
+    half_life: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.5, 0.99)
     max_grad_norm: float = Field(10.0, gt=0)
     average: float = Field(0.99, ge=0, lt=1)
@@ -252,9 +256,23 @@ class VideoTranslation:
         return {"loss": loss.item()} | {name: term.item() for name, term in terms.items()} | logged
 
     def _judge(self, clips: Clips, made: Clips) -> dict[str, float]:
+        """The discriminators' updates of one step; returns what the last one was like."""
+        logged = [self._judge_once(clips, made, first=n == 0) for n in range(self.config.judge_updates)]
+        if self.config.history:
+            for domain, history in self.history.items():
+                history.add(clips[domain], made[domain])
+        self._cool()
+        return logged[-1]
+
+    def _cool(self) -> None:
+        """Let the translators' rate fall, so that discriminators catch up with what they do wrong."""
+        if self.config.half_life:
+            self.optimisation.lower_rate(0.5 ** (1 / self.config.half_life))
+
+    def _judge_once(self, clips: Clips, made: Clips, first: bool) -> dict[str, float]:
         """One update of the discriminators, on clips as they are and clips as they were made."""
         config, losses = self.config, []
-        due = config.r1 and self.updates % config.r1_every == 0
+        due = first and config.r1 and self.updates % config.r1_every == 0
         for judge, real, fake in self._cases(clips, made):
             loss = discriminator_loss(judge.patches(real), judge.patches(fake), config.adversarial)
             if due:
@@ -272,8 +290,7 @@ class VideoTranslation:
         """Each discriminator with what is of its domain and what was made to be."""
         for domain in DOMAINS:
             real, fake = clips[domain], made[domain].detach()
-            if self.config.history:
-                real, fake = self.history[domain].extend(real, fake, self.random)
+            real, fake = self.history[domain].behind(real, fake, self.random)
             yield self.frame_judges[domain], pictures(real), pictures(fake)
             if self.config.uses("video_discriminator"):
                 yield self.video_judges[domain], real, fake

@@ -142,6 +142,7 @@ class FrameNetwork(nn.Module):
         self.finish = ResidualBlock(channels, channels)
         self.unfold = nn.Conv2d(channels, 4 * (channels // 2), 1)
         self.mix = nn.Conv2d(channels // 2 + 3, channels, 3, padding=1)
+        self.blend = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, 3, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
@@ -168,14 +169,15 @@ class FrameNetwork(nn.Module):
         count, frames, _, height, width = video.shape
         x = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         padded = functional.pad(x, (0, -width % FOLD, 0, -height % FOLD), mode="replicate")
-        outer = self.outer(self.into(functional.pixel_unshuffle(padded - 0.5, 2)))
+        scaled = 2 * padded - 1
+        outer = self.outer(self.into(functional.pixel_unshuffle(scaled, 2)))
         inner = self.inner(self.down(outer))
         remembered, state = self.memory(inner.reshape(count, frames, *inner.shape[1:]), state, forget)
         inner = inner + self.after(remembered.flatten(0, 1))
         outer = outer + functional.pixel_shuffle(self.up(inner), 2)
         whole = functional.pixel_shuffle(self.unfold(self.finish(outer)), 2)
-        mixed = self.mix(torch.cat([whole, padded - 0.5], 1))
-        change = self.out(functional.relu(mixed))[..., :height, :width]
+        mixed = functional.relu(self.mix(torch.cat([whole, scaled], 1)))
+        change = self.out(functional.relu(self.blend(mixed)))[..., :height, :width]
         changed: Tensor = OneWayClamp.apply(x + change)  # type: ignore[no-untyped-call]
         return changed.reshape(video.shape), state
 

@@ -363,3 +363,34 @@ def test_the_folder_goes_on_to_scores(tmp_path, saved):
     table = TakesFolder(tmp_path / "out").wide()
     assert table["temporal_flickering"].between(0, 1).all()
     assert sorted(table["prompt"]) == [f"{index}.mp4 as y" for index in range(3)]
+
+
+def test_generate_takes_sources(tmp_path, saved):
+    """A translator is a generator whose request is clips."""
+    from reelign.cli.main import app
+    from reelign.errors import ConfigError
+
+    clip_of(tmp_path / "in" / "a.mp4", 4)
+    command = ["generate", "--generator", str(saved), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--sources", str(tmp_path / "in")])
+    assert result.exit_code == 0, result.output
+    assert captions(tmp_path / "out") == {"a.mp4": "a.mp4 as y"}
+    with pytest.raises(ConfigError, match="give one of the two"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_the_baseline_matches_distributions(monkeypatch):
+    """Known answers of exact histogram matching: itself, a shift, and a permutation of equally frequent levels."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    from translation_baselines import cumulative, matching_table
+
+    levels = np.repeat(np.arange(10, 20, dtype=np.uint8), 5)
+    own = matching_table(cumulative(levels), cumulative(levels))
+    assert (own[levels] == levels).all()
+    shifted = matching_table(cumulative(levels), cumulative(levels + 7))
+    assert (shifted[levels] == levels + 7).all()
+    random = np.random.default_rng(0)
+    source, target = random.integers(0, 100, 4000, np.uint8), random.normal(150, 20, 4000).clip(0, 255).astype(np.uint8)
+    matched = matching_table(cumulative(source), cumulative(target))[source]
+    gaps = np.abs(cumulative(matched) - cumulative(target))
+    assert gaps.max() < 0.03

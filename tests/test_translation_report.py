@@ -131,3 +131,11 @@ def test_a_run_that_stopped(run):
         "The run did not finish: SIGINT.",
         "The last evaluation is of step 20, but the run has 25 steps.",
     ]
+
+
+def test_windows_of_few_clips(run):
+    path = run / "samples" / "step_000020" / "sets.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"judged_on": {"x": 1, "y": 40}}))
+    assert summarise(run)["warnings"][-1] == (
+        "The windows of x that are judged come from 1 clip: intervals from fewer than 20 are too narrow to trust."
+    )

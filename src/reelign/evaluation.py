@@ -111,7 +111,11 @@ class TranslationExaminer:
 
         found = examine_translation(generator, self.domains, self.plan, see)
         progress(asked, asked)  # folders may hold fewer pairs than were asked for
-        sets = {"distances": [asdict(d) for d in found.distances], "skipped": dict(found.skipped)}
+        sets = {
+            "distances": [asdict(d) for d in found.distances],
+            "skipped": dict(found.skipped),
+            "judged_on": self.domains.judged_on(),
+        }
         with replacing(folder / "sets.json") as part:
             part.write_text(json.dumps(sets, indent=2) + "\n", encoding="utf-8")
         rows = []

@@ -3,7 +3,7 @@
 For clips that are changed picture by picture: neither pictures nor sound are held, so length costs disk alone. Sound
 that MP4 and browsers know (AAC, MP3, Opus, FLAC) is copied bit for bit; other sound is encoded again as AAC.
 
-Left out: further sound tracks, subtitles, chapters.
+Left out: further sound tracks, subtitles, chapters, pixels that are not square.
 
 Run: ``with dubbed_clip(Path("b.mp4"), Path("a.mp4"), 64, 64) as clip: clip.add(picture, 0.0)``.
 """

@@ -126,6 +126,10 @@ class Domains:
         )
         return x, y
 
+    def judged_on(self) -> dict[Side, int]:
+        """Of each side that is a folder, how many clips its held-out windows come from."""
+        return {side: len(held_out) for side, (_, held_out) in self._files.items()}
+
     def describe(self) -> str:
         """What the domains are, for people."""
         words = []

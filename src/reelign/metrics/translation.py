@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import cv2
@@ -352,7 +353,7 @@ def _sources(domains: Domains, to: Side, plan: ExamPlan) -> tuple[Tensor, Tensor
 def _extractors(plan: ExamPlan, frames: int) -> tuple[dict[str, Extractor], dict[str, str]]:
     """The networks of the set metrics, and the metrics whose networks need longer clips."""
     families = dict.fromkeys(metric.family for metric in SET_METRICS)
-    built = {family: build_extractor(family, plan.models.get(family)) for family in families}
+    built = {family: _extractor(family, plan.models.get(family)) for family in families}
     needed = {family: extractor.protocol.frames.frames for family, extractor in built.items()}
     skipped = {
         metric.name: f"its network sees {needed[metric.family]} frames; these clips have {frames}"
@@ -361,6 +362,12 @@ def _extractors(plan: ExamPlan, frames: int) -> tuple[dict[str, Extractor], dict
     }
     extractors = {family: extractor for family, extractor in built.items() if needed[family] <= frames}
     return extractors, skipped
+
+
+@lru_cache(maxsize=4)
+def _extractor(family: str, model: str | None) -> Extractor:
+    """Loaded once, for all evaluations of a run."""
+    return build_extractor(family, model)
 
 
 def _random(plan: ExamPlan, side: Side, use: str) -> torch.Generator:

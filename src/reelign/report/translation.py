@@ -162,7 +162,7 @@ def summarise(run: Path) -> dict[str, Any]:
     summary = {
         "directions": directions,
         **{key: status[key] for key in ("steps", "seconds", "peak_memory_mb")},
-        "warnings": _warnings(directions, status, last),
+        "warnings": [*_warnings(directions, status, last), *_few_files(run, last)],
     }
     with replacing(run / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -210,6 +210,18 @@ def _warnings(directions: Mapping[str, Any], status: Mapping[str, Any], last: in
     if (few := min(direction["clips"] for direction in directions.values())) < words.FEW:
         found.append(f"Only {few} clips: intervals from fewer than {words.FEW} are too narrow to trust.")
     return found
+
+
+def _few_files(run: Path, last: int) -> list[str]:
+    """A sentence for each folder whose held-out windows come from few clips: windows of a clip are not independent."""
+    path = run / "samples" / f"step_{last:06d}" / "sets.json"
+    counts = words.read_json(path).get("judged_on", {}) if path.is_file() else {}
+    return [
+        f"The windows of {side} that are judged come from {count} clip{'s' if count > 1 else ''}: intervals from fewer "
+        f"than {words.FEW} are too narrow to trust."
+        for side, count in counts.items()
+        if count < words.FEW
+    ]
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,9 @@ class Config(BaseModel):
 
     Args:
         gamma, tau: γ, and τ of the target networks.
-        lambda_v, lambda_rr, lambda_rc: weights λ_v, λ_rr and λ_rc, of the losses and of the reward.
+        lambda_v, lambda_rr, lambda_rc: weights λ_v, λ_rr and λ_rc, of the losses and of the reward. The published
+            0.1 weighs absolute errors of values in [−1,1]; squared errors of values in [0,1] are a hundredth of these,
+            so here λ_rr and λ_rc are 10, as in Recycle-GAN.
         lambda_q: λ_q, of the actor; published: 1, by a routine that is never called.
         lambda_cycle, lambda_identity: of the two losses that are not of RL-V2V-GAN; 0 is off.
         sigma1: σ_1, how likely a kept transition stands in for a new one.
@@ -71,7 +73,7 @@ class Config(BaseModel):
         judge_updates: of discriminators in a step; they see what is wrong more slowly than translators change it.
         history: clips of each domain, real and made, that discriminators are shown again; 0 is none.
         lr, discriminator_lr, critic_lr: of AdamW.
-        half_life: steps in which ``lr`` halves; 0 keeps it.
+        half_life: steps in which ``lr`` halves, so that discriminators catch up with what is still wrong; 0 keeps it.
         betas: of AdamW, for translators and discriminators.
         max_grad_norm: gradients are scaled down to this joint norm.
         average: decay of the moving average of weights that is evaluated and exported; 0 is off.
@@ -85,10 +87,10 @@ class Config(BaseModel):
     gamma: float = Field(0.99, ge=0, le=1)
     tau: float = Field(0.001, gt=0, le=1)
     lambda_v: float = Field(1.0, ge=0)
-    lambda_rr: float = Field(0.1, ge=0)
-    lambda_rc: float = Field(0.1, ge=0)
+    lambda_rr: float = Field(10.0, ge=0)
+    lambda_rc: float = Field(10.0, ge=0)
     lambda_q: float = Field(0.1, ge=0)
-    lambda_cycle: float = Field(5.0, ge=0)
+    lambda_cycle: float = Field(1.0, ge=0)
     lambda_identity: float = Field(5.0, ge=0)
     sigma1: float = Field(0.5, ge=0, le=1)
     sigma2: float = Field(0.1, ge=0, le=1)
@@ -100,7 +102,7 @@ class Config(BaseModel):
     video_discriminator: bool = True
     per_frame: bool = False
     adversarial: Adversarial = "bce"
-    r1: float = Field(0.1, ge=0)
+    r1: float = Field(0.5, ge=0)
     r1_every: int = Field(4, ge=1)
     judge_updates: int = Field(2, ge=1)
     history: int = Field(50, ge=0)
@@ -250,6 +252,8 @@ class VideoTranslation:
             self.optimisation.clear()
             loss.backward()  # type: ignore[no-untyped-call]
         logged["gradient_norm"] = self.optimisation.step()
+        if self.config.half_life:
+            self.optimisation.lower_rate(0.5 ** (1 / self.config.half_life))
         if self.agent is not None:
             self.agent.follow()
         self.updates += 1
@@ -261,13 +265,7 @@ class VideoTranslation:
         if self.config.history:
             for domain, history in self.history.items():
                 history.add(clips[domain], made[domain])
-        self._cool()
         return logged[-1]
-
-    def _cool(self) -> None:
-        """Let the translators' rate fall, so that discriminators catch up with what they do wrong."""
-        if self.config.half_life:
-            self.optimisation.lower_rate(0.5 ** (1 / self.config.half_life))
 
     def _judge_once(self, clips: Clips, made: Clips, first: bool) -> dict[str, float]:
         """One update of the discriminators, on clips as they are and clips as they were made."""

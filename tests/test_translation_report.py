@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -139,3 +140,11 @@ def test_windows_of_few_clips(run):
     assert summarise(run)["warnings"][-1] == (
         "The windows of x that are judged come from 1 clip: intervals from fewer than 20 are too narrow to trust."
     )
+
+
+def test_the_docs_name_every_setting():
+    from reelign.algorithms.video_translation import Config
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "algorithms" / "video_translation.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page))
+    assert not (set(Config.model_fields) | set(DomainOptions.model_fields)) - named

@@ -17,6 +17,7 @@ from reelign.generators.translation_layers import (
     QNetwork,
     ResidualBlock,
     VideoDiscriminator,
+    with_detail,
 )
 from reelign.sampling import generate
 
@@ -123,6 +124,15 @@ def test_residual_blocks_project_where_channels_change() -> None:
     assert torch.equal(same(x), x)
     assert other(x).shape == (1, 6, 16, 16)
     assert other.project.weight.shape == (6, 4, 1, 1)
+
+
+def test_detail_is_what_the_surroundings_do_not_say() -> None:
+    picture = torch.full((1, 3, 16, 16), 0.25)
+    plain = with_detail(picture)
+    torch.testing.assert_close(plain[:, :3], torch.full_like(picture, -0.5))
+    torch.testing.assert_close(plain[:, 3:], torch.zeros_like(picture), atol=1e-5, rtol=0)
+    picture[0, :, 8, 8] = 1.0
+    assert with_detail(picture)[0, 3, 8, 8].item() == pytest.approx(8 * 0.75 * 24 / 25, rel=1e-4)
 
 
 def test_discriminators_are_bounded_by_their_norm() -> None:

@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python benchmarks/set_metrics_clips.py
 	$(BIN)/python benchmarks/camera_moves.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/translation_step.py
 
 studies: install
 	$(BIN)/python benchmarks/guard_calibration.py

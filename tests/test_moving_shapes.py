@@ -126,12 +126,12 @@ def test_foreign_captions_are_refused():
 
 def test_ideal_moments_by_integration():
     """|c_n| of unit-area shapes, integrated on a grid, independent of the formula."""
-    from reelign.datasets.moving_shapes import _signed_distance
+    from reelign.datasets.moving_shapes import signed_distance
 
     axis = torch.linspace(-2, 2, 2001, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     for shape, order in SYMMETRY.items():
-        inside = (_signed_distance(shape, x, y, torch.tensor(1 / math.sqrt(math.pi))) < 0).numpy()
+        inside = (signed_distance(shape, x, y, torch.tensor(1 / math.sqrt(math.pi))) < 0).numpy()
         z = (x + 1j * y).numpy()[inside]
         area = inside.sum() * 0.002**2
         moment = abs((z**order).sum()) * 0.002**2 / area ** (order / 2 + 1)

@@ -36,6 +36,7 @@ TABLE: dict[str, dict[str, str]] = {
         "wan": "reelign.generators.wan:load_wan",
         "causal_wan": "reelign.generators.causal_wan:load_causal_wan",
         "modelscope": "reelign.generators.modelscope:load_modelscope",
+        "translation": "reelign.generators.translation:load_translation",
     },
     "algorithm": {
         "reward_gradient": "reelign.algorithms.reward_gradient:RewardGradient",
@@ -45,6 +46,7 @@ TABLE: dict[str, dict[str, str]] = {
         "causal_finetuning": "reelign.algorithms.causal_finetuning:CausalFinetuning",
         "ode_init": "reelign.algorithms.ode_init:OdeInit",
         "self_forcing": "reelign.algorithms.self_forcing:SelfForcing",
+        "video_translation": "reelign.algorithms.video_translation:VideoTranslation",
     },
     "metric": {
         "facts": "reelign.metrics.integrity:Facts",

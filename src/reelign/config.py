@@ -20,9 +20,12 @@ from reelign.algorithms.ode_init import Config as OdeInitConfig
 from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.algorithms.self_forcing import Config as SelfForcingConfig
+from reelign.algorithms.video_translation import Config as VideoTranslationConfig
+from reelign.datasets.translation import DomainOptions
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.causal_wan import CausalWanOptions
 from reelign.generators.modelscope import ModelScopeOptions
+from reelign.generators.translation import TranslationOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
 
@@ -125,7 +128,8 @@ Settings = (
     | OdeInitConfig
     | SelfForcingConfig
 )
-GeneratorOptions = WanOptions | ModelScopeOptions | CausalWanOptions
+PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions
+GeneratorOptions = PromptedOptions | TranslationOptions
 
 
 class PromptSetOptions(_Section):
@@ -149,6 +153,7 @@ class EvaluationOptions(_Section):
             clips of each make them narrower.
         every: steps between evaluations on the way; 0 is only before and after.
         batch: clips at a time.
+        clips: of a translator, how many are translated in each direction.
         save_clips: how many clips of each evaluation are written as mp4.
         seed: of the noise.
         sets: further prompt sets by name, examined before and after; the verdict is that of the held-out prompts alone.
@@ -158,6 +163,7 @@ class EvaluationOptions(_Section):
     per_prompt: int = Field(1, ge=1)
     every: int = Field(0, ge=0)
     batch: int = Field(16, ge=1)
+    clips: int = Field(32, ge=4)
     save_clips: int = Field(24, ge=0)
     seed: int = 1_000
     sets: dict[str, PromptSetOptions] = Field(default_factory=dict)
@@ -179,6 +185,7 @@ class RunConfig(_Section):
         prompts: to train on and to hold out; with ``clips``, only the held-out ones are used.
         clips: what ``partial_chain`` edits, or what is learnt from: by ``best_of_n``, ``flow_matching``,
             ``causal_finetuning``, and ``self_forcing`` with the objective ``gan``.
+        domains: what ``video_translation`` learns from, which takes neither prompts, rewards nor a guard.
         algorithm: which section below is used.
         guard: against reward hacking; on unless told otherwise.
         trackers: of Accelerate: ``tensorboard``, ``trackio``, ``wandb``.
@@ -189,7 +196,8 @@ class RunConfig(_Section):
     generator: GeneratorOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
     clips: ClipOptions | None = None
-    rewards: tuple[RewardOptions, ...] = Field(min_length=1)
+    domains: DomainOptions | None = None
+    rewards: tuple[RewardOptions, ...] = ()
     algorithm: Literal[
         "reward_gradient",
         "partial_chain",
@@ -198,6 +206,7 @@ class RunConfig(_Section):
         "causal_finetuning",
         "ode_init",
         "self_forcing",
+        "video_translation",
     ] = "reward_gradient"
     reward_gradient: RewardGradientConfig = RewardGradientConfig()
     partial_chain: PartialChainConfig = PartialChainConfig()
@@ -206,6 +215,7 @@ class RunConfig(_Section):
     causal_finetuning: CausalFinetuningConfig = CausalFinetuningConfig()
     ode_init: OdeInitConfig = OdeInitConfig()
     self_forcing: SelfForcingConfig = SelfForcingConfig()
+    video_translation: VideoTranslationConfig = VideoTranslationConfig()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     guard: GuardOptions = GuardOptions()
@@ -218,9 +228,22 @@ class RunConfig(_Section):
 
     @property
     def settings(self) -> Settings:
-        """The section of the chosen algorithm."""
+        """The section of the chosen algorithm, where that answers prompts."""
         chosen: Settings = getattr(self, self.algorithm)
         return chosen
+
+    @model_validator(mode="after")
+    def _translation_goes_by_domains(self) -> RunConfig:
+        translates = self.algorithm == "video_translation"
+        if translates != (self.domains is not None) or translates != isinstance(self.generator, TranslationOptions):
+            raise ConfigError(
+                "the algorithm video_translation, a generator of kind translation and 'domains' go together; this "
+                f"run has {self.algorithm}, {self.generator.kind} and {'no' if self.domains is None else 'two'} domains"
+            )
+        if translates == bool(self.rewards):
+            wrong = "takes none" if translates else "needs at least one"
+            raise ConfigError(f"config key rewards: {self.algorithm} {wrong}; got {len(self.rewards)}")
+        return self
 
     @model_validator(mode="after")
     def _clips_go_with_some_algorithms(self) -> RunConfig:
@@ -299,6 +322,12 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The whole config as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def changed_keys(before: str, after: str) -> list[str]:
+    """Keys of the lines that two YAML dumps do not share."""
+    different = set(before.splitlines()) ^ set(after.splitlines())
+    return sorted({line.split(":")[0].strip(" -") for line in different})
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

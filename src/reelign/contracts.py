@@ -244,6 +244,45 @@ class CausalGenerator(Generator, Protocol):
         ...
 
 
+@runtime_checkable
+class Translator(Protocol):
+    """Turns clips of one domain, x or y, into clips of the other, frame after frame; can be trained."""
+
+    fps: float
+    to: Literal["x", "y"]  # where ``sampling.generate`` takes source clips
+
+    def frames(self) -> int:
+        """Frames of the clips it is trained on; it translates any number."""
+        ...
+
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the clips it is trained on; it translates others."""
+        ...
+
+    def translate(self, video: Tensor, to: Literal["x", "y"], state: Any = None) -> tuple[Tensor, Any]:
+        """Clips [B,T,3,H,W] in [0,1] to as many of the domain ``to``, and the state with which they go on.
+
+        State is a value: a clip in pieces, the state handed on, gives the frames of the clip as a whole.
+        """
+        ...
+
+    def cycle(self, video: Tensor, domain: Literal["x", "y"]) -> tuple[Tensor, Tensor]:
+        """Clips [B,T,3,H,W] of ``domain`` in the other domain, and those brought back."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training may change, by name."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write the weights and what is needed to load them to ``folder``."""
+        ...
+
+    def load(self, folder: str) -> None:
+        """Read back what ``save`` wrote, bit for bit."""
+        ...
+
+
 @dataclass(frozen=True)
 class RewardCard:
     """What a reward promises; ``reelign.rewards.card`` verifies it when the reward loads.

@@ -1,9 +1,13 @@
-"""The proof: the same held-out prompts and seeds at every evaluated step, every reward and measure, one row a clip."""
+"""The proof: the same held-out prompts and seeds at every evaluated step, every reward and measure, one row a clip.
+
+Generators of clips from prompts are examined by ``Examiner``, translators of clips by ``TranslationExaminer``.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +15,11 @@ import torch
 from torch import Tensor
 
 from reelign.contracts import Generator, Request, VideoBatch
+from reelign.datasets.translation import Domains
+from reelign.metrics.translation import Examined, ExamPlan, Translates, examine_translation
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import generate
-from reelign.video_io import write_clip
+from reelign.video_io import replacing, write_clip
 
 Measure = Callable[[VideoBatch], Mapping[str, Tensor]]
 
@@ -62,11 +68,7 @@ class Examiner:
                 values = {column: float(value[offset]) for column, value in columns.items()}
                 rows.append({"index": index, "prompt": prompt, "seed": self.seeds[index], "file": name, **values})
             progress(min(start + self.batch, len(self.prompts)), len(self.prompts))
-        frame = pd.DataFrame(rows)
-        temporary = folder / ".scores.csv.tmp"
-        frame.to_csv(temporary, index=False)
-        temporary.replace(folder / "scores.csv")
-        return frame
+        return _write_scores(folder, rows)
 
     @torch.no_grad()
     def judge(self, clips: VideoBatch) -> dict[str, Tensor]:
@@ -77,3 +79,72 @@ class Examiner:
         for measure in self.measures:
             columns.update({f"held_out/{name}": value for name, value in measure(clips).items()})
         return columns
+
+
+@dataclass(frozen=True)
+class TranslationExaminer:
+    """Clips that a translator is asked for, there and back, and how they are judged.
+
+    Args:
+        domains: where clips come from.
+        plan: how many, in which directions.
+        save_clips: how many of each direction are written.
+    """
+
+    domains: Domains
+    plan: ExamPlan
+    save_clips: int = 6
+
+    def examine(self, generator: Translates, folder: Path, progress: Callable[[int, int], None]) -> pd.DataFrame:
+        """Translate every clip; write clips, ``sets.json`` and then ``scores.csv`` to ``folder``; returns the rows.
+
+        Columns: index, to, clip (of its direction), file, source, cycled, truth (empty where none was saved), then
+        the measures of ``metrics.translation`` (empty where one does not apply).
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        files: list[dict[str, str]] = []
+        asked = self.plan.clips * len(self.plan.to)
+
+        def see(examined: Examined) -> None:
+            files.append(self._save(examined, folder))
+            progress(len(files), asked)
+
+        found = examine_translation(generator, self.domains, self.plan, see)
+        progress(asked, asked)  # folders may hold fewer pairs than were asked for
+        sets = {
+            "distances": [asdict(d) for d in found.distances],
+            "skipped": dict(found.skipped),
+            "judged_on": self.domains.judged_on(),
+        }
+        with replacing(folder / "sets.json") as part:
+            part.write_text(json.dumps(sets, indent=2) + "\n", encoding="utf-8")
+        rows = []
+        for index, (row, saved) in enumerate(zip(found.rows, files, strict=True)):
+            measures = {name: value for name, value in row.items() if name not in ("to", "index")}
+            rows.append({"index": index, "to": row["to"], "clip": row["index"], **saved, **measures})
+        return _write_scores(folder, rows)
+
+    def _save(self, examined: Examined, folder: Path) -> dict[str, str]:
+        """Write the clips of one row; returns their names by column."""
+        clips = {
+            "file": examined.translated,
+            "source": examined.source,
+            "cycled": examined.cycled,
+            "truth": examined.truth,
+        }
+        names = dict.fromkeys(clips, "")
+        if examined.index < self.save_clips:
+            for column, clip in clips.items():
+                if clip is not None:
+                    what = "translated" if column == "file" else column
+                    names[column] = f"to_{examined.to}_{examined.index:04d}_{what}.mp4"
+                    write_clip(folder / names[column], clip, self.domains.fps)
+        return names
+
+
+def _write_scores(folder: Path, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Write ``scores.csv``, whole or not at all."""
+    frame = pd.DataFrame(rows)
+    with replacing(folder / "scores.csv") as part:
+        frame.to_csv(part, index=False)
+    return frame

@@ -24,15 +24,19 @@ from reelign import checkpoint
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.build import build_generator, build_measures, build_weighted_reward
 from reelign.catalogue import resolve
-from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, dump_config
+from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, changed_keys, dump_config
 from reelign.contracts import Algorithm
 from reelign.datasets.clips import ClipOrder
+from reelign.datasets.domain_order import DomainOrder
 from reelign.datasets.drawn_clips import open_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
+from reelign.datasets.translation import DomainOptions, Domains
 from reelign.distributed import Tracker
 from reelign.errors import DataError, NonFiniteError, RunFolderError
-from reelign.evaluation import Examiner
+from reelign.evaluation import Examiner, TranslationExaminer
+from reelign.generators.translation import TranslationOptions
 from reelign.guarding import RunGuard
+from reelign.metrics.translation import ExamPlan
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
 
@@ -80,6 +84,27 @@ class Run:
         self.config = config
         self.folder = RunFolder(Path(config.output).expanduser())
         self.folder.check(resume)
+        self.step = 0
+        self._seconds = 0.0
+        self._stop_signal: str | None = None
+        self._hacked: str | None = None  # why the guard ended the run
+        self.guard: RunGuard | None = None
+        self.sets: dict[str, Examiner] = {}
+        if config.domains is None:
+            self._build_for_prompts()
+        else:
+            self._build_for_domains(config.domains)
+        self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
+        self.folder.create()
+        if resume:
+            self._restore()
+        else:
+            self.folder.write_text("config.yaml", dump_config(config))
+            self.folder.write_json("environment.json", environment(str(self.generator.device)))
+
+    def _build_for_prompts(self) -> None:
+        """A generator that answers prompts, what it learns from, and who judges and guards it."""
+        config = self.config
         prompts = load_prompts(config.prompts.source)
         self.prompts: PromptSplit = split_prompts(prompts, config.prompts.held_out, config.prompts.seed)
         measures = build_measures(config.evaluation.measures)
@@ -87,16 +112,11 @@ class Run:
         self.generator = build_generator(config.generator.model_dump())
         self.reward = reward
         self.algorithm = self._build_algorithm(reward)
-        self.order = self._build_order()
-        self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
-        self.step = 0
-        self._seconds = 0.0
-        self._stop_signal: str | None = None
-        self._hacked: str | None = None  # why the guard ended the run
+        self.order: PromptOrder | ClipOrder | DomainOrder = self._build_order()
         sampling = config.settings
         self.guard = self._build_guard(reward, measures)
         asked = self.prompts.held_out * config.evaluation.per_prompt
-        self.examiner = Examiner(
+        self.examiner: Examiner | TranslationExaminer = Examiner(
             prompts=asked,
             seeds=tuple(config.evaluation.seed + i for i in range(len(asked))),
             reward=reward,
@@ -108,20 +128,26 @@ class Run:
             save_clips=config.evaluation.save_clips,
         )
         self.sets = {name: self._build_set(options) for name, options in config.evaluation.sets.items()}
-        self.folder.create()
-        if resume:
-            self._restore()
-        else:
-            self.folder.write_text("config.yaml", dump_config(config))
-            self.folder.write_json("environment.json", environment(str(self.generator.device)))
 
-    def _build_algorithm(self, reward: WeightedReward) -> Trainer:
+    def _build_for_domains(self, options: DomainOptions) -> None:
+        """A translator of clips, the domains it learns from, and who judges it."""
+        config, domains = self.config, Domains(options)
+        chosen = config.generator.model_dump(exclude_unset=True)
+        sizes = {"frames": domains.frames, "height": domains.size, "width": domains.size, "fps": domains.fps}
+        self.generator = build_generator(chosen | sizes)
+        self.algorithm = self._build_algorithm(None)
+        self.order = DomainOrder(domains, config.seed + 1)
+        judged = config.evaluation
+        plan = ExamPlan(clips=judged.clips, batch=min(judged.batch, judged.clips), seed=judged.seed)
+        self.examiner = TranslationExaminer(domains, plan, judged.save_clips)
+
+    def _build_algorithm(self, reward: WeightedReward | None) -> Trainer:
         """The algorithm by name, given what its class asks for: some learn from the reward, some from clips."""
         kind = resolve("algorithm", self.config.algorithm)
         offered = {
             "generator": self.generator,
             "reward": reward,
-            "config": self.config.settings,
+            "config": getattr(self.config, self.config.algorithm),
             "seed": self.config.seed,
             "cache": self.folder.path / "latents",
         }
@@ -156,6 +182,7 @@ class Run:
 
     def _build_set(self, options: PromptSetOptions) -> Examiner:
         """An examiner of a further prompt set, otherwise that of the held-out prompts."""
+        assert isinstance(self.examiner, Examiner)
         trained = options.source == TRAINED_ON
         prompts = list(dict.fromkeys(self.order.texts())) if trained else load_prompts(options.source)
         if options.count > len(prompts):
@@ -167,7 +194,9 @@ class Run:
 
     def plan(self) -> dict[str, str]:
         """What will happen, for people to read before it does."""
-        config, parameters = self.config, self.generator.trainable()
+        config, options, parameters = self.config, self.config.generator, self.generator.trainable()
+        if isinstance(options, TranslationOptions) or isinstance(self.order, DomainOrder):
+            return self._translation_plan()
         count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
         terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.reward.terms]
         sampling = config.settings
@@ -176,11 +205,24 @@ class Run:
             how = f"gradient in {sampling.k} of {sampling.steps} steps ({sampling.mode})"
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
-            "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if config.generator.lora else 'all weights'})",
+            "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if options.lora else 'all weights'})",
             "reward": " + ".join(terms),
             "algorithm": f"{config.algorithm}, {how}",
             "prompts": f"{len(self.order)} to train on, {len(self.prompts.held_out)} held out",
             "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
+            "output": str(self.folder.path),
+        }
+
+    def _translation_plan(self) -> dict[str, str]:
+        assert isinstance(self.order, DomainOrder)
+        config, domains = self.config, self.order.domains
+        size = f"{domains.frames}×{domains.size}×{domains.size}"
+        return {
+            "generator": f"{config.generator.model or 'new'}, on {self.generator.device}",
+            "trained": f"{self.generator.parameter_count() / 1e6:,.2f} M parameters",
+            "algorithm": config.algorithm,
+            "domains": f"{domains.describe()}, clips of {size}",
+            "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} clips of each domain",
             "output": str(self.folder.path),
         }
 
@@ -190,7 +232,7 @@ class Run:
         with self._signals():
             if self.step == 0 and not (self.folder.samples(0) / "scores.csv").exists():
                 self._evaluate(listener)
-            if self.step == 0 and self.guard.due(0, self.config.training.steps):
+            if self.step == 0 and self._guard_due():
                 self._look(listener)
             while self.step < self.config.training.steps and self._stop_signal is None and self._hacked is None:
                 values = self._one_step()
@@ -201,7 +243,7 @@ class Run:
         finished = self.step >= self.config.training.steps or self._hacked is not None
         if finished and not (self.folder.samples(self.step) / "scores.csv").exists():
             self._evaluate(listener)
-        if not finished and not checkpoint_is_current(self.folder, self.step):
+        if not finished and checkpoint.torn(self.folder.checkpoint(self.step)):
             self._save()
         self._seconds = time.monotonic() - began
         self._write_status(finished, self._stop_signal or self._hacked)
@@ -226,7 +268,7 @@ class Run:
         self.tracker.log(values, self.step)
 
     def _after_step(self, listener: Listener) -> None:
-        if self.guard.due(self.step, self.config.training.steps):
+        if self._guard_due():
             self._look(listener)
         if (
             self._hacked is not None
@@ -238,8 +280,12 @@ class Run:
         if every and self.step % every == 0:
             self._evaluate(listener)
 
+    def _guard_due(self) -> bool:
+        return self.guard is not None and self.guard.due(self.step, self.config.training.steps)
+
     def _look(self, listener: Listener) -> None:
         """Let the guard look; keep the best safe weights, or go back to them."""
+        assert self.guard is not None
         with self.algorithm.exported():
             look = self.guard.look(self.generator, self.step)
         if self.guard.guard.is_best(look):
@@ -277,11 +323,12 @@ class Run:
             "algorithm": self.algorithm.state(),
             "order": self.order.state(),
             "torch": torch.get_rng_state(),
-            "guard": self.guard.state(),
+            "guard": self.guard and self.guard.state(),
             "hacked": self._hacked,
         }
         checkpoint.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
-        self.guard.tidy()
+        if self.guard:
+            self.guard.tidy()
         keep = self.config.training.keep
         for old in sorted(self.folder.checkpoints.glob("step_*"))[: -keep or None] if keep else []:
             shutil.rmtree(old)
@@ -300,7 +347,8 @@ class Run:
             self.step, self._seconds = int(parts["step"]), float(parts["seconds"])
             self.algorithm.restore(parts["algorithm"])
             self.order.restore(parts["order"])
-            self.guard.restore(parts["guard"])
+            if self.guard:
+                self.guard.restore(parts["guard"])
             self._hacked = parts["hacked"]
             torch.set_rng_state(parts["torch"])
         self.folder.forget_after(self.step)
@@ -334,17 +382,6 @@ class Run:
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
-
-
-def checkpoint_is_current(folder: RunFolder, step: int) -> bool:
-    """Whether the checkpoint of this very step is on disk and whole."""
-    return checkpoint.torn(folder.checkpoint(step)) is None
-
-
-def changed_keys(before: str, after: str) -> list[str]:
-    """Keys of the lines that two YAML dumps do not share."""
-    different = set(before.splitlines()) ^ set(after.splitlines())
-    return sorted({line.split(":")[0].strip(" -") for line in different})
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reelign.contracts import CausalGenerator, Condition, Generator, Request, Schedule, VideoBatch
+from reelign.contracts import CausalGenerator, Condition, Generator, Request, Schedule, Translator, VideoBatch
 from reelign.errors import ConfigError, DataError
 from reelign.paths import endpoints
 
@@ -316,8 +316,21 @@ def sample(
 
 @torch.no_grad()
 def generate(
-    generator: Generator, request: Request, seeds: Sequence[int], steps: int, guidance_scale: float, eta: float = 0.0
+    generator: Generator | Translator,
+    request: Request,
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    eta: float = 0.0,
 ) -> VideoBatch:
-    """Clips for a request, one seed a prompt, without gradient."""
+    """Clips for a request, one seed a prompt, without gradient; a translator translates the request's source clips.
+
+    Raises:
+        DataError: a translator is given no source clips.
+    """
+    if isinstance(generator, Translator):
+        if request.source_videos is None:
+            raise DataError("a translator is asked with clips, and this request has none: give source_videos")
+        return VideoBatch(generator.translate(request.source_videos, generator.to)[0], generator.fps, request)
     x = sample(generator, request, seeds, steps, guidance_scale, eta)
     return VideoBatch(generator.decode(x), generator.fps, request)

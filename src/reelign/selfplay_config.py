@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from reelign.algorithms.best_of_n import Config as BestOfNConfig
 from reelign.config import (
     EvaluationOptions,
-    GeneratorOptions,
+    PromptedOptions,
     PromptOptions,
     RewardOptions,
     TrainingOptions,
@@ -104,7 +104,7 @@ class SelfPlayConfig(_Section):
     goal: tuple[str, ...] = ()
     seed: int = 0
     train_from: Literal["base", "last"] = "base"
-    generator: GeneratorOptions = Field(WanOptions(), discriminator="kind")
+    generator: PromptedOptions = Field(WanOptions(), discriminator="kind")
     prompts: PromptOptions = PromptOptions()
     takes: TakesOptions = TakesOptions()
     rewards: tuple[RewardOptions, ...] = Field(min_length=1)

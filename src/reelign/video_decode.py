@@ -40,7 +40,7 @@ class FrameStream:
         size: height and width of the upright picture to resize to (bilinear, anti-aliased); None keeps the clip's own.
         eight_bits: give deeper video at 8 bits too.
 
-    After the last frame: ``count``; ``damage()``, ``fps()``, ``notes()`` and ``check()`` may be called.
+    With each frame: ``count`` with it, ``time_s()``. After the last: ``damage()``, ``fps()``, ``notes()``, ``check()``.
     """
 
     def __init__(
@@ -107,6 +107,10 @@ class FrameStream:
                 yield from frames
         except av.FFmpegError as error:
             self.faults.append(error.strerror)
+
+    def time_s(self) -> float | None:
+        """When the frame that came last is shown, in seconds from the file's zero; None where the file does not say."""
+        return self._times_s[-1] if self._times_s else None
 
     def damage(self) -> str:
         """What is wrong, in words, or an empty string."""

@@ -215,11 +215,11 @@ class GrowingClip:
     def __init__(self, path: Path, height: int, width: int, fps: float, crf: int = 18) -> None:
         self.path, self.frames = path, 0
         self._rate, self._size = Fraction(fps).limit_denominator(1001), (height, width)
-        self._to_yuv = _to_yuv(height, width)
+        self._to_yuv = to_yuv(height, width)
         self._codec: Any = av.CodecContext.create("libx264", "w")
         self._codec.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
         self._codec.framerate, self._codec.time_base = self._rate, 1 / self._rate
-        _describe(self._codec, height, width)
+        describe_video(self._codec, height, width)
         try:
             self._file = path.open("wb")
         except OSError as error:
@@ -283,14 +283,14 @@ def _encode(path: Path, video: Tensor, rate: Fraction, crf: int) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         options = {"crf": str(crf), "preset": "medium", "x264-params": REPEATABLE}
         stream = container.add_stream("libx264", rate=rate, options=options)
-        _describe(stream.codec_context, height, width)
-        to_yuv = _to_yuv(height, width)
+        describe_video(stream.codec_context, height, width)
+        convert = to_yuv(height, width)
         for picture in _to_pictures(video):
-            container.mux(stream.encode(to_yuv(picture)))
+            container.mux(stream.encode(convert(picture)))
         container.mux(stream.encode())
 
 
-def _describe(context: Any, height: int, width: int) -> None:
+def describe_video(context: Any, height: int, width: int) -> None:
     """Size and colours, said outright, because players guess by picture size where the file is silent."""
     context.pix_fmt = "yuv420p"
     context.height, context.width = height + height % 2, width + width % 2
@@ -298,7 +298,7 @@ def _describe(context: Any, height: int, width: int) -> None:
     context.color_range = LIMITED_RANGE
 
 
-def _to_yuv(height: int, width: int) -> Callable[[NDArray[np.uint8]], Any]:
+def to_yuv(height: int, width: int) -> Callable[[NDArray[np.uint8]], Any]:
     """From RGB pictures to frames of an encoder; 4:2:0 halves the chroma, so both sides must be even."""
     reformatter = VideoReformatter()
     colours: dict[str, Any] = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}

@@ -30,6 +30,7 @@ from reelign.cli import (
     stream,
     takes,
     train,
+    translate,
     zoo,
 )
 from reelign.errors import ReelignError
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(translate.translate)
 app.add_typer(takes.app, name="takes")
 app.command()(score.score)
 app.command()(metrics.metrics)

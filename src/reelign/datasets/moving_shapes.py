@@ -265,11 +265,11 @@ def _coverage(specs: list[ShapeSpec], tracks: _Tracks, size: int) -> Tensor:
     for shape in SHAPES:
         chosen = torch.tensor([s.shape == shape for s in specs])
         if chosen.any():
-            distance[chosen] = _signed_distance(shape, u[chosen], v[chosen], tracks.radius[chosen][..., None, None])
+            distance[chosen] = signed_distance(shape, u[chosen], v[chosen], tracks.radius[chosen][..., None, None])
     return (0.5 - distance * size).clamp(0, 1)
 
 
-def _signed_distance(shape: str, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
+def signed_distance(shape: str, u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
     """Distance to the outline, negative inside; ``radius`` is that of the circle of equal area."""
     circumradius = CIRCUMRADIUS[shape] * radius
     if shape == "circle":

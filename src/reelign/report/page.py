@@ -138,7 +138,7 @@ def build_report(run: Path) -> Path:
         sets=[(name, compared_measures(other)) for name, other in summary.get("prompt_sets", {}).items()],
         config=config,
         resamples=f"{RESAMPLES:,}",
-        environment=_flat(words.read_json(run / "environment.json")),
+        environment=flat(words.read_json(run / "environment.json")),
     )
     with replacing(run / "report.html") as part:
         part.write_text(page, encoding="utf-8")
@@ -282,12 +282,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as one level with dotted names, everything else as text."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return flat
+            found[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return found

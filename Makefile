@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python benchmarks/set_metrics_clips.py
 	$(BIN)/python benchmarks/camera_moves.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/causal_rollout.py
 	$(BIN)/python benchmarks/translation_step.py
 
 studies: install
@@ -52,6 +53,9 @@ studies: install
 	$(BIN)/python benchmarks/tournaments.py
 	$(BIN)/python benchmarks/scoring_resume.py
 	$(BIN)/python benchmarks/selfplay_run.py
+	$(BIN)/python benchmarks/self_forcing_students.py
+	$(BIN)/python benchmarks/self_forcing.py
+	$(BIN)/python benchmarks/long_rollout.py
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'

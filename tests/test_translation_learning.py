@@ -15,6 +15,7 @@ from reelign.algorithms.video_translation import Config, VideoTranslation, cut, 
 from reelign.contracts import Algorithm, Request
 from reelign.errors import ConfigError, DataError, NonFiniteError
 from reelign.generators.translation import TranslationGenerator, load_translation
+from reelign.generators.translation_layers import AROUND
 
 SIZE = 16
 SMALL = {"discriminator_channels": 4, "critic_channels": 4, "replay": 8, "agent_crop": 16}
@@ -167,7 +168,7 @@ def test_candidates_are_the_prediction_and_the_detour() -> None:
     generator = small()
     with torch.no_grad():
         for name, change in {"to_x": 0.05, "to_y": 0.1, "next_x": 0.2, "next_y": -0.03}.items():
-            generator.networks[name].out.bias.fill_(change)
+            generator.networks[name].out.bias.fill_(change / AROUND)
     both = candidates(generator.networks, plain(0.4, frames=3), "x").mean((0, 2, 3, 4))
     assert both.tolist() == pytest.approx([0.4 + 0.2, 0.4 + 0.1 - 0.03 + 0.05], abs=1e-5)
     both = candidates(generator.networks, plain(0.4, frames=3), "y").mean((0, 2, 3, 4))

@@ -5,8 +5,10 @@ without peepholes), so that a frame depends on the frames before it and on none 
 
     i, f, o, g = W_x * x_t + W_h * h_{t−1} + b       c_t = σ(f)·c_{t−1} + σ(i)·tanh(g)       h_t = σ(o)·tanh(c_t)
 
-Its output is its input and a change, u_t = clamp(x_t + Δ(x_{1:t}), 0, 1), and Δ begins as zero: of all bijections of
-colours that fool a discriminator, the one nearest to no change is what people mean, and this is where training begins.
+Its output is its input and two changes, u_t = clamp(x_t + κ(x_t) + ¼·Δ(x_{1:t}), 0, 1), which begin as zero: of all
+bijections of colours that fool a discriminator, the one nearest to no change is what people mean, and this is where
+training begins. κ maps colours pixel by pixel and so leaves every edge where it is; the quarter lets it learn first,
+and Δ, which sees what is around and what was before, adds what colours alone cannot say.
 
 Beside the published layers (RL-V2V-GAN, section C.1 of its specification): residual blocks project where channels
 change; frames are folded by two and halved once more, for at full size the first dense layer of a discriminator alone
@@ -30,6 +32,8 @@ from reelign.errors import DataError
 State = tuple[Tensor, Tensor]  # h and c of a ConvLSTM, each [B,hidden,H/4,W/4]
 FOLD = 4  # frames are padded to multiples of this: folded by 2, halved once
 SMALLEST = 16  # pixels of the shorter side
+AROUND = 0.25  # weight of Δ
+EDGES = "replicate"  # how translators go on beyond a picture; zeros would draw a frame around it
 
 
 class ChannelNorm(nn.Module):
@@ -50,8 +54,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(inputs)
-        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=EDGES)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, padding_mode=EDGES)
         self.project = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,8 +75,8 @@ class ConvLSTM(nn.Module):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.of_input = nn.Conv2d(inputs, 4 * hidden, 3, padding=1)
-        self.of_hidden = nn.Conv2d(hidden, 4 * hidden, 3, padding=1, bias=False)
+        self.of_input = nn.Conv2d(inputs, 4 * hidden, 3, padding=1, padding_mode=EDGES)
+        self.of_hidden = nn.Conv2d(hidden, 4 * hidden, 3, padding=1, padding_mode=EDGES, bias=False)
         with torch.no_grad():
             assert self.of_input.bias is not None
             self.of_input.bias[hidden : 2 * hidden] += 1.0  # it begins by remembering
@@ -132,21 +136,25 @@ class FrameNetwork(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.into = nn.Conv2d(12, channels, 3, padding=1)
+        self.into = nn.Conv2d(12, channels, 3, padding=1, padding_mode=EDGES)
         self.outer = ResidualBlock(channels, channels)
-        self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, padding_mode=EDGES)
         self.inner = ResidualBlock(2 * channels, 2 * channels)
         self.memory = ConvLSTM(2 * channels, hidden)
         self.after = ResidualBlock(hidden, 2 * channels)
-        self.up = nn.Conv2d(2 * channels, 4 * channels, 3, padding=1)
+        self.up = nn.Conv2d(2 * channels, 4 * channels, 3, padding=1, padding_mode=EDGES)
         self.finish = ResidualBlock(channels, channels)
         self.unfold = nn.Conv2d(channels, 4 * (channels // 2), 1)
-        self.mix = nn.Conv2d(channels // 2 + 3, channels, 3, padding=1)
+        self.mix = nn.Conv2d(channels // 2 + 3, channels, 3, padding=1, padding_mode=EDGES)
         self.blend = nn.Conv2d(channels, channels, 1)
-        self.out = nn.Conv2d(channels, 3, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        self.out = nn.Conv2d(channels, 3, 3, padding=1, padding_mode=EDGES)
+        tone = nn.Conv2d(2 * channels, 3, 1)
+        self.colours = nn.Sequential(
+            nn.Conv2d(3, 2 * channels, 1), nn.ReLU(), nn.Conv2d(2 * channels, 2 * channels, 1), nn.ReLU(), tone
+        )
+        for last in (self.out, tone):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
         with torch.no_grad():  # the four pixels that a place unfolds to begin alike, so that no chequers show
             for layer in (self.up, self.unfold):
                 assert layer.bias is not None
@@ -177,8 +185,8 @@ class FrameNetwork(nn.Module):
         outer = outer + functional.pixel_shuffle(self.up(inner), 2)
         whole = functional.pixel_shuffle(self.unfold(self.finish(outer)), 2)
         mixed = functional.relu(self.mix(torch.cat([whole, scaled], 1)))
-        change = self.out(functional.relu(self.blend(mixed)))[..., :height, :width]
-        changed: Tensor = OneWayClamp.apply(x + change)  # type: ignore[no-untyped-call]
+        change = self.colours(scaled) + AROUND * self.out(functional.relu(self.blend(mixed)))
+        changed: Tensor = OneWayClamp.apply(x + change[..., :height, :width])  # type: ignore[no-untyped-call]
         return changed.reshape(video.shape), state
 
 

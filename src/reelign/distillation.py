@@ -3,8 +3,8 @@
     WORK/ode_init/        ODE initialisation: the student learns where its teacher's trajectories end
     FOLDER/               transformer/ (float16), reelign.json, card: everything else is ``zoo:tiny-wan``'s
 
-A training that was stopped goes on where it was. Self-forcing may come after it (``STAGES``); it is left out as long as
-it costs more colour than it gains shape.
+A training that was stopped goes on where it was. Self-forcing may come after it (``STAGES``); it is left out because on
+clips of five blocks it adds next to nothing (docs/algorithms/self_forcing.md).
 
 Run: ``reelign zoo train tiny-causal-wan``.
 """

@@ -77,8 +77,9 @@ class Change:
     @property
     def outcome(self) -> str:
         """``tone`` in words."""
-        if self.name not in HIGHER_IS_BETTER:
-            return "grew" if self.values["delta"] > 0 else "shrank"
+        low, high = self.values["ci95"]
+        if self.name not in HIGHER_IS_BETTER and not low <= 0 <= high:
+            return "grew" if low > 0 else "shrank"
         return {"rose": "better", "fell": "worse", "flat": "no clear change"}[self.tone]
 
     def shown(self) -> tuple[str, str, str, str]:

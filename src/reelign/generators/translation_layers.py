@@ -20,7 +20,7 @@ brightness. Left out: convolution over time outside the video discriminator.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ State = tuple[Tensor, Tensor]  # h and c of a ConvLSTM, each [B,hidden,H/4,W/4]
 FOLD = 4  # frames are padded to multiples of this: folded by 2, halved once
 SMALLEST = 16  # pixels of the shorter side
 AROUND = 0.25  # weight of Δ
-EDGES = "replicate"  # how translators go on beyond a picture; zeros would draw a frame around it
+EDGES: Literal["replicate"] = "replicate"  # how translators go on beyond a picture; zeros would draw a frame around it
 
 
 class ChannelNorm(nn.Module):

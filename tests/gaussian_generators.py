@@ -104,6 +104,10 @@ class GaussianStudent(_Gaussian):
         clean = mean + self.pull * memory + SPREAD * sigma * (x - (1 - sigma) * mean)
         return (x - clean) / sigma, x.mean(dim=(2, 3, 4), keepdim=True)
 
+    def advance_after(self, x, t, condition, memory, clean, clean_t) -> tuple[Tensor, Tensor]:
+        memory = self.advance(clean, clean_t, condition, memory)[1]
+        return self.advance(x, t, condition, memory)[0], memory
+
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         raise AssertionError("rollouts do not need it")
 

@@ -27,7 +27,10 @@ GOLDEN = {  # case: layout, extra options of the rollout
 
 
 class Passes:
-    """A causal generator that notes each pass: frames, time, whether with gradient, what it gave."""
+    """A causal generator that notes each pass: frames, time, whether with gradient, what it gave.
+
+    Two passes in one are noted as two, and held against two.
+    """
 
     def __init__(self, inner) -> None:
         self.inner, self.notes = inner, []
@@ -38,6 +41,16 @@ class Passes:
     def advance(self, x, t, condition, memory):
         output, after = self.inner.advance(x, t, condition, memory)
         self.notes.append((x.shape[2], float(t), torch.is_grad_enabled(), output, memory))
+        return output, after
+
+    def advance_after(self, x, t, condition, memory, clean, clean_t):
+        apart = self.advance(clean, clean_t, condition, memory)[1]
+        expected = self.advance(x, t, condition, apart)[0]
+        output, after = self.inner.advance_after(x, t, condition, memory, clean, clean_t)
+        tolerance = {"atol": 1e-12, "rtol": 0} if x.dtype == torch.float64 else {"atol": 1e-5, "rtol": 1e-5}
+        for ours, theirs in ((output, expected), (after.layers, apart.layers)):
+            torch.testing.assert_close(ours, theirs, **tolerance)
+        assert (after.frames, after.bytes()) == (apart.frames, apart.bytes())
         return output, after
 
 
@@ -181,7 +194,24 @@ def test_a_memory_rebuilt_for_each_block_gives_the_same_clip(random_wan_folder, 
         memory = begin(made, condition, given=clip)
         block, _ = next(roll(made, condition, [3], schedule, draw, RolloutOptions(), memory))
         clip = block if clip is None else torch.cat([clip, block], dim=2)
-    assert torch.equal(cached, clip)
+    torch.testing.assert_close(cached, clip, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(3), Layout(3, True), Layout(3, window=5), Layout(3, window=7, sink=2, rebase_sink=True)]
+)
+@torch.no_grad()
+def test_a_clean_block_and_the_next_ones_first_step_are_one_pass(random_wan_folder, condition, layout):
+    """In each layout, at each place of the clip; three passes a block and one block that begins alone."""
+    made = Passes(exact_generator(random_wan_folder, layout))
+    looks = []
+    handle = made.network.patch_embedding.register_forward_pre_hook(lambda _, inputs: looks.append(inputs[0].shape[2]))
+    rollout(made.inner, condition, 13 if layout.independent_first else 12, made.path.schedule(3), noise())
+    handle.remove()
+    first = 1 if layout.independent_first else 3
+    assert looks[:4] == [first] * 3 + [first + 3]
+    assert looks[4:] == [3, 3, 6] * (len(looks) // 3 - 2) + [3, 3]
+    rollout(made, condition, 13 if layout.independent_first else 12, made.path.schedule(3), noise())
 
 
 @torch.no_grad()

@@ -255,23 +255,26 @@ def test_the_line_has_an_end(client, studio):
 def test_stopping_within_a_block(page, generator, monkeypatch):
     """The network is not asked again, though the block wants two more passes."""
     made, inside, on = [], threading.Event(), threading.Event()
-    advance = generator.advance
 
-    def slow(*arguments: Any) -> Any:
-        made.append(1)
-        if len(made) == 5:  # the second step of the second block
-            inside.set()
-            assert on.wait(60)
-        return advance(*arguments)
+    def slowed(call: Any) -> Any:
+        def slow(*arguments: Any) -> Any:
+            made.append(1)
+            if len(made) == 6:  # the second step of the second block
+                inside.set()
+                assert on.wait(60)
+            return call(*arguments)
 
-    monkeypatch.setattr(generator, "advance", slow)
+        return slow
+
+    for name in ("advance", "advance_after"):
+        monkeypatch.setattr(generator, name, slowed(getattr(generator, name)))
     page.start(steps=4).hear("started")
     assert inside.wait(60)
     page.say(type="stop")
     time.sleep(0.2)
     on.set()
     page.hear("ended")
-    assert len(made) == 5
+    assert len(made) == 6
     monkeypatch.undo()
     page.start().hear("started")
     page.watch(5)

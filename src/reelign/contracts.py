@@ -243,6 +243,12 @@ class CausalGenerator(Generator, Protocol):
         """Raw output for the block x [B,C,f,h,w] that follows what ``memory`` holds, and the memory with it."""
         ...
 
+    def advance_after(
+        self, x: Tensor, t: Tensor, condition: Condition, memory: Any, clean: Tensor, clean_t: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Two passes in one, no gradient: raw output for x after ``clean``, and the memory with ``clean`` in it."""
+        ...
+
 
 @runtime_checkable
 class Translator(Protocol):

@@ -206,29 +206,32 @@ def roll(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Blocks of these sizes, one by one, each with the memory before it; endless where ``sizes`` is.
 
-    A block enters the memory when the next one is asked for, so the last costs no pass more than it needs. Here
-    ``options.gradient_from`` counts from the first of these blocks.
+    A block enters the memory when the next one is asked for, in the same pass as the next one's first step unless that
+    step has gradient; the last block never does. Here ``options.gradient_from`` counts from the first of these blocks.
     """
     recording, frame, last = torch.is_grad_enabled(), 0, len(schedule) - 1
     channels, _, *space = generator.latent_shape()
     both = condition.both() if options.guidance_scale != 1 else condition
-    denoise = partial(_denoise, generator, both, options.guidance_scale)
+    denoise = partial(_denoise, generator, both, options)
     before: tuple[Tensor, Any] | None = None  # the block before this one, and what its gradient goes through
     for index, size in enumerate(sizes):
         exit_step = _exit_step(options.exits, index, last)
+        live = recording and frame >= options.gradient_from
         x = draw((channels, size, *space))
         schedule = schedule.to(x)
         x = schedule.sigma[0] * x
+        clean = None  # the block before this one, if it is to enter the memory in this one's first pass
         with torch.no_grad(), generator.merged():
-            if before is not None:
+            if before is not None and before[1] is None and (exit_step > 0 or not live):
+                clean = before[0]
+            elif before is not None:
                 memory = _remembered(generator, both, options, memory, before)
             for i in range(exit_step):
-                x0, eps, _ = denoise(schedule, memory, x, i)
-                noise = draw(x.shape[1:]) if generator.fresh_noise else eps
+                x0, eps, memory, _ = denoise(schedule, memory, x, i, clean)
+                noise, clean = draw(x.shape[1:]) if generator.fresh_noise else eps, None
                 x = schedule.alpha[i + 1] * x0 + schedule.sigma[i + 1] * noise
-        live = recording and frame >= options.gradient_from
         with torch.set_grad_enabled(live), nullcontext() if live else generator.merged():
-            x0, _, noisy = denoise(schedule, memory, x, exit_step)
+            x0, _, memory, noisy = denoise(schedule, memory, x, exit_step, clean)
         yield x0, memory
         before = x0, noisy if live and options.kv_grad == "official" else None
         frame += size
@@ -248,7 +251,8 @@ def _remembered(
 ) -> Any:
     """The memory after a clean block, without gradient; a noisy pass that comes with it has gradient through it."""
     x0, noisy = before
-    _, memory = _advance(generator, x0, x0.new_full((), options.context_t), both, memory, options.guidance_scale)
+    branches = _branches(x0, options)
+    _, memory = generator.advance(branches, x0.new_full((), options.context_t), both, memory)
     if noisy is None:
         return memory
     with torch.enable_grad():
@@ -256,23 +260,35 @@ def _remembered(
 
 
 def _denoise(
-    generator: CausalGenerator, both: Condition, scale: float, levels: Schedule, memory: Any, x: Tensor, i: int
-) -> tuple[Tensor, Tensor, Any]:
-    """x̂_0 and ε̂ of a block at the i-th step of its chain, and the memory with the noisy block in it."""
-    output, noisy = _advance(generator, x, levels.t[i], both, memory, scale)
-    return *endpoints(generator.path.prediction, output, x, levels.alpha[i], levels.sigma[i]), noisy
+    generator: CausalGenerator,
+    both: Condition,
+    options: RolloutOptions,
+    levels: Schedule,
+    memory: Any,
+    x: Tensor,
+    i: int,
+    clean: Tensor | None,
+) -> tuple[Tensor, Tensor, Any, Any]:
+    """x̂_0 and ε̂ of a block at the i-th step of its chain, the memory before it, and that with the noisy block in it.
+
+    A ``clean`` block enters the memory in the same pass; the noisy one's memory is then not known.
+    """
+    branches, t = _branches(x, options), levels.t[i]
+    if clean is None:
+        output, noisy = generator.advance(branches, t, both, memory)
+    else:
+        known = _branches(clean, options), x.new_full((), options.context_t)
+        (output, memory), noisy = generator.advance_after(branches, t, both, memory, *known), None
+    output = output.to(x.dtype)
+    if options.guidance_scale != 1:
+        negative, positive = output.chunk(2)
+        output = negative + options.guidance_scale * (positive - negative)
+    return *endpoints(generator.path.prediction, output, x, levels.alpha[i], levels.sigma[i]), memory, noisy
 
 
-def _advance(
-    generator: CausalGenerator, x: Tensor, t: Tensor, both: Condition, memory: Any, scale: float
-) -> tuple[Tensor, Any]:
-    """One pass over a block, guided; the condition and the memory then hold both branches."""
-    if scale == 1:
-        output, memory = generator.advance(x, t, both, memory)
-        return output.to(x.dtype), memory
-    output, memory = generator.advance(torch.cat([x, x]), t, both, memory)
-    negative, positive = output.to(x.dtype).chunk(2)
-    return negative + scale * (positive - negative), memory
+def _branches(x: Tensor, options: RolloutOptions) -> Tensor:
+    """A block for each branch of the guidance; the condition and the memory hold both."""
+    return x if options.guidance_scale == 1 else torch.cat([x, x])
 
 
 class SeededNoise:

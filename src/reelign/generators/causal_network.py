@@ -5,6 +5,7 @@ a local window, of the ``sink`` first frames and the latest ones (Huang et al. 2
 al. 2024, StreamingLLM). Three ways to compute the same network:
 
     advance         one block after the frames in a memory; returns the output and the memory with this block in it
+    advance_after   as much, and in the same pass the clean block before it enters the memory
     whole           all blocks of a clip at once, each at its own noise level (diffusion forcing)
     teacher_forced  noisy blocks, each after the clean blocks before it (teacher forcing)
 
@@ -28,6 +29,7 @@ from reelign.errors import ConfigError, DataError
 from reelign.generators.causal_layers import KeysAndValues, attention, rotate, run_layers, time_shift, tokens_per_frame
 
 Run = tuple[KeysAndValues, ...]  # keys and values of some frames in each layer
+Piece = tuple[int, int, int]  # a run, by its index, and the first and the last frame, not included, of a part of it
 
 
 @dataclass(frozen=True)
@@ -145,23 +147,80 @@ def advance(network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, 
         t: time of the network, one for all, [B] or [B,f].
         text: of ``text_memory``; that in the memory, or one with gradient.
     """
-    tokens, new = tokens_per_frame(network, x), x.shape[2]
-    _check_block(layout, x, memory)
-    past, sink = _known(layout, memory, new, tokens)
-    known = sum(_frames(run, tokens) for run in past)
-    turn = _sink_turn(network, layout, memory.frames - memory.start - known, text[0][0])
-    room: list[Tensor] = []  # for all keys and all values of a layer; without gradient the layers share it
+    output, memories = _advance(network, layout, x, t, memory, text, [x.shape[2]])
+    return output, memories[0]
+
+
+def advance_after(
+    network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, clean: Tensor, clean_t: Tensor
+) -> tuple[Tensor, Memory]:
+    """Two passes in one, without gradient: a clean block enters the memory, and the block after it gets its output.
+
+    In each layer the clean block's keys and values are there when the other's queries look for them, so neither waits
+    for the other, and the weights are read once for both.
+
+    Args:
+        x, clean: [B,C,f,h,w]; ``clean`` follows the frames in ``memory``, and x follows it.
+        t, clean_t: one time for all, or [B].
+
+    Returns:
+        The output for x; and the memory with ``clean`` in it, but not x.
+    """
+    both = torch.cat([clean, x], dim=2)
+    times, sizes = _times((clean_t, clean), (t, x)), [clean.shape[2], x.shape[2]]
+    output, (after, _) = _advance(network, layout, both, times, memory, memory.text, sizes, wanted=1)
+    own = tuple((k.clone(), v.clone()) for k, v in after.runs[-1])  # x's lie beside them, and are to go
+    return output, replace(after, runs=(*after.runs[:-1], own))
+
+
+def _advance(
+    network: Any,
+    layout: Layout,
+    x: Tensor,
+    t: Tensor,
+    memory: Memory,
+    text: Run,
+    sizes: Sequence[int],
+    wanted: int | None = None,
+) -> tuple[Tensor, list[Memory]]:
+    """One pass over blocks of these sizes, each after those before it: the last ``wanted`` ones' output, and the memory
+    after each."""
+    tokens = tokens_per_frame(network, x)
+    _check_blocks(layout, x, memory, sizes)
+    cuts = [size * tokens for size in sizes]
+    held, pasts, turns = [(i, 0, _frames(run, tokens)) for i, run in enumerate(memory.runs)], [], []
+    end = memory.frames
+    for index, size in enumerate(sizes):
+        past, sink = _known(layout, held, end - memory.start, size)
+        forgotten = end - memory.start - sum(last - first for _, first, last in past)
+        pasts.append(past)
+        turns.append((sink, _sink_turn(network, layout, forgotten, text[0][0])))
+        held, end = [*past, (len(memory.runs) + index, 0, size)], end + size
+    rooms: list[list[Tensor]] = [[] for _ in sizes]  # for all keys and values; without gradient the layers share it
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pieces = _turned([*(run[layer] for run in past), (k, v)], sink, turn)
-        if past and not room and not torch.is_grad_enabled():
-            room.extend(x.new_empty(len(x), (known + new) * tokens, *x.shape[2:]) for x in (k, v))
-        return attention(q, *_joined(pieces, room))
+        own = list(zip(_parts(k, cuts), _parts(v, cuts), strict=True))
+        known, outputs = [run[layer] for run in memory.runs] + own, []
+        asked = slice(-wanted if wanted and q.shape[1] < k.shape[1] else 0, None)  # blocks whose queries these are
+        each_block = (_parts(q, cuts[asked]), own[asked], pasts[asked], turns[asked], rooms[asked])
+        for queries, mine, past, turn, room in zip(*each_block, strict=True):
+            pieces = _turned([*(_cut(known[run], first, last, tokens) for run, first, last in past), mine], *turn)
+            if past and not room and not torch.is_grad_enabled():
+                length = sum(key.shape[1] for key, _ in pieces)
+                room.extend(each.new_empty(len(each), length, *each.shape[2:]) for each in mine)
+            outputs.append(attention(queries, *_joined(pieces, room)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    own: list[KeysAndValues] = []
-    end = memory.frames + new
-    output = run_layers(network, x, t, text, range(memory.frames, end), attend, own)
-    return output, replace(memory, runs=(*past, tuple(own)), frames=end)
+    layers: list[KeysAndValues] = []
+    frames = None if wanted is None else sum(sizes[-wanted:])
+    output = run_layers(network, x, t, text, range(memory.frames, end), attend, layers, frames)
+    runs, memories, end = [*memory.runs, *_split(layers, cuts)], [], memory.frames
+    for index, (size, past) in enumerate(zip(sizes, pasts, strict=True)):
+        end += size
+        seen = [*past, (len(memory.runs) + index, 0, size)]
+        kept = tuple(tuple(_cut(pair, first, last, tokens) for pair in runs[run]) for run, first, last in seen)
+        memories.append(replace(memory, runs=kept, frames=end))
+    return output, memories
 
 
 def recall(network: Any, layout: Layout, x: Tensor, t: Tensor, end: int, text: Run) -> Memory:
@@ -221,8 +280,7 @@ def teacher_forced(
         second = _by_block(network, layout, ends, tokens, q_noisy, known, (k_noisy, v_noisy))
         return torch.cat([first, second], dim=1)
 
-    times = torch.cat([_per_frame(clean_t, x), _per_frame(t, x)], dim=1)
-    both = torch.cat([clean, x], dim=2)
+    both, times = torch.cat([clean, x], dim=2), _times((clean_t, clean), (t, x))
     output = run_layers(network, both, times, text, [*range(frames)] * 2, attend)
     return output[:, :, frames:]
 
@@ -249,17 +307,15 @@ def _by_block(
 ) -> Tensor:
     """Attention of each block's queries to the known frames that it sees, and to its own."""
 
-    def cut(pair: KeysAndValues, low: int, high: int) -> KeysAndValues:
-        return pair[0][:, low * tokens : high * tokens], pair[1][:, low * tokens : high * tokens]
-
     parts, start = [], 0
     for end in ends:
         seen = layout.seen(end)
         if known is own:
-            pieces = [cut(own, low, high) for low, high in seen]
+            pieces = [_cut(own, low, high, tokens) for low, high in seen]
         else:
             past = [(low, min(high, start)) for low, high in seen]
-            pieces = [*(cut(known, low, high) for low, high in past if low < high), cut(own, start, end)]
+            pieces = [_cut(known, low, high, tokens) for low, high in past if low < high]
+            pieces.append(_cut(own, start, end, tokens))
         turn = _sink_turn(network, layout, end - sum(high - low for low, high in seen), q)
         queries = q[:, start * tokens : end * tokens]
         parts.append(attention(queries, *_joined(_turned(pieces, len(seen) - 1, turn))))
@@ -292,48 +348,62 @@ def _joined(pieces: Sequence[KeysAndValues], room: Sequence[Tensor] = ()) -> Key
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 
-def _known(layout: Layout, memory: Memory, new: int, tokens: int) -> tuple[tuple[Run, ...], int]:
-    """Of a memory, what a block of ``new`` frames sees; and how many runs, the first ones, are a sink before a gap."""
-    known = sum(_frames(run, tokens) for run in memory.runs)
+def _known(layout: Layout, held: Sequence[Piece], frames: int, new: int) -> tuple[list[Piece], int]:
+    """Of what is held of ``frames`` frames, what a block of ``new`` sees; and how many pieces are a sink before a gap."""
+    known = sum(last - first for _, first, last in held)
     room = known + new if layout.window is None else layout.window
-    if known + new <= room and known == memory.frames - memory.start:
-        return memory.runs, 0
-    sink = _cut(memory.runs, 0, layout.sink, tokens)
-    latest = _cut(memory.runs, max(layout.sink, known + layout.sink + new - room), known, tokens)
+    if known + new <= room and known == frames:
+        return list(held), 0
+    sink = _between(held, 0, layout.sink)
+    latest = _between(held, max(layout.sink, known + layout.sink + new - room), known)
     return sink + latest, len(sink)
 
 
-def _cut(runs: Sequence[Run], low: int, high: int, tokens: int) -> tuple[Run, ...]:
-    """The frames ``low`` to ``high`` of those in ``runs``."""
+def _between(held: Sequence[Piece], low: int, high: int) -> list[Piece]:
+    """The frames ``low`` to ``high`` of those held."""
     chosen, start = [], 0
-    for run in runs:
-        size = _frames(run, tokens)
-        first, last = max(low - start, 0), min(high - start, size)
-        start += size
-        if (first, last) == (0, size):
-            chosen.append(run)
-        elif first < last:
-            part = slice(first * tokens, last * tokens)
-            chosen.append(tuple((k[:, part], v[:, part]) for k, v in run))
-    return tuple(chosen)
+    for run, first, last in held:
+        a, b = first + max(low - start, 0), first + min(high - start, last - first)
+        start += last - first
+        if a < b:
+            chosen.append((run, a, b))
+    return chosen
+
+
+def _cut(pair: KeysAndValues, first: int, last: int, tokens: int) -> KeysAndValues:
+    """Keys and values of some frames; the tensors themselves where that is all."""
+    if (first, last * tokens) == (0, pair[0].shape[1]):
+        return pair
+    return pair[0][:, first * tokens : last * tokens], pair[1][:, first * tokens : last * tokens]
+
+
+def _split(layers: Sequence[KeysAndValues], cuts: Sequence[int]) -> list[Run]:
+    """A run of frames as several."""
+    return list(zip(*(zip(_parts(k, cuts), _parts(v, cuts), strict=True) for k, v in layers), strict=True))
+
+
+def _parts(x: Tensor, cuts: Sequence[int]) -> Sequence[Tensor]:
+    """x [B,N,…] in parts of so many tokens."""
+    return [x] if len(cuts) == 1 else x.split(cuts, dim=1)  # type: ignore[no-untyped-call]
 
 
 def _frames(run: Run, tokens: int) -> int:
     return run[0][0].shape[1] // tokens
 
 
-def _check_block(layout: Layout, x: Tensor, memory: Memory) -> None:
+def _check_blocks(layout: Layout, x: Tensor, memory: Memory, sizes: Sequence[int]) -> None:
     if len(memory.text[0][0]) != len(x):
         raise DataError(f"a memory is of one clip a row: it has {len(memory.text[0][0])} rows, the block {len(x)}")
-    if layout.window is not None and x.shape[2] > layout.window - layout.sink:
-        raise DataError(f"a block of {x.shape[2]} frames does not fit a window of {layout.window} beside its sink")
+    if layout.window is not None and max(sizes) > layout.window - layout.sink:
+        raise DataError(f"a block of {max(sizes)} frames does not fit a window of {layout.window} beside its sink")
 
 
 def _ends(layout: Layout, frames: int) -> list[int]:
     return list(accumulate(layout.blocks(frames)))
 
 
-def _per_frame(t: Tensor, x: Tensor) -> Tensor:
-    """Times as [B,F]."""
-    t = t.to(x.device)
-    return t if t.ndim == 2 else t.reshape(-1, 1).expand(len(x), x.shape[2])
+def _times(*parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Times, each with its clip [B,C,F,h,w], as those of all frames one after the other, [B or 1,F]."""
+    rows = 1 if all(t.numel() == 1 for t, _ in parts) else len(parts[0][1])
+    times = [(t if t.ndim == 2 else t.reshape(-1, 1), x) for t, x in parts]
+    return torch.cat([t.to(x.device).expand(rows, x.shape[2]) for t, x in times], dim=1)

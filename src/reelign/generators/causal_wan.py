@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.causal_layers import text_memory
-from reelign.generators.causal_network import Layout, Memory, advance, empty_memory, recall, teacher_forced, whole
+from reelign.generators.causal_network import Layout, Memory, advance, advance_after, empty_memory, recall, teacher_forced, whole
 from reelign.generators.lora import merged
 from reelign.generators.wan import WanGenerator, WanOptions, load_wan
 from reelign.generators.wan_layout import read_weights, write_official
@@ -113,6 +113,15 @@ class CausalWanGenerator:
         with self._precision():
             text = self._text(condition) if torch.is_grad_enabled() else memory.text
             return advance(self.network, self.layout, x, t.to(self.device), memory, text)
+
+    @torch.no_grad()
+    def advance_after(
+        self, x: Tensor, t: Tensor, condition: Condition, memory: Memory, clean: Tensor, clean_t: Tensor
+    ) -> tuple[Tensor, Memory]:
+        """Two passes in one: the flow for x after ``clean``, and the memory with ``clean`` in it, but not x."""
+        with self._precision():
+            times = t.to(self.device), clean_t.to(self.device)
+            return advance_after(self.network, self.layout, x, times[0], memory, clean, times[1])
 
     @torch.no_grad()
     def recall(self, x: Tensor, end: int, condition: Condition, t: float = 0.0) -> Memory:

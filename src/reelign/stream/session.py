@@ -83,9 +83,17 @@ class _Watched:
 
     def advance(self, x: Tensor, t: Tensor, condition: Condition, memory: Any) -> tuple[Tensor, Any]:
         """As the generator's."""
+        self._ask()
+        return self._generator.advance(x, t, condition, memory)
+
+    def advance_after(self, x: Tensor, t: Tensor, condition: Condition, memory: Any, *clean: Tensor) -> Any:
+        """As the generator's."""
+        self._ask()
+        return self._generator.advance_after(x, t, condition, memory, *clean)
+
+    def _ask(self) -> None:
         if self._stopped.is_set():
             raise _StoppedError
-        return self._generator.advance(x, t, condition, memory)
 
 
 class StreamSession:

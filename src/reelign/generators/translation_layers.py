@@ -5,10 +5,12 @@ without peepholes), so that a frame depends on the frames before it and on none 
 
     i, f, o, g = W_x * x_t + W_h * h_{t−1} + b       c_t = σ(f)·c_{t−1} + σ(i)·tanh(g)       h_t = σ(o)·tanh(c_t)
 
-Its output is its input and two changes, u_t = clamp(x_t + κ(x_t) + ¼·Δ(x_{1:t}), 0, 1), which begin as zero: of all
-bijections of colours that fool a discriminator, the one nearest to no change is what people mean, and this is where
-training begins. κ maps colours pixel by pixel and so leaves every edge where it is; the quarter lets it learn first,
-and Δ, which sees what is around and what was before, adds what colours alone cannot say.
+Its output is its input and two changes, u_t = clamp(x_t + κ(x_t) + 0.1·Δ(x_{1:t}), 0, 1), which begin as zero: of
+all bijections of colours that fool a discriminator, the one nearest to no change is what people mean, and this is where
+training begins. κ maps colours pixel by pixel and so leaves every edge where it is; Δ, which sees what is around and
+what was before, adds what colours alone cannot say. κ is made of plateaus: what is nearly one colour is moved as one,
+and keeps its texture. A map that slopes from what stays to what goes dark turns textures into their negatives, which no
+discriminator can tell.
 
 Beside the published layers (RL-V2V-GAN, section C.1 of its specification): residual blocks project where channels
 change; frames are folded by two and halved once more, for at full size the first dense layer of a discriminator alone
@@ -32,7 +34,7 @@ from reelign.errors import DataError
 State = tuple[Tensor, Tensor]  # h and c of a ConvLSTM, each [B,hidden,H/4,W/4]
 FOLD = 4  # frames are padded to multiples of this: folded by 2, halved once
 SMALLEST = 16  # pixels of the shorter side
-AROUND = 0.25  # weight of Δ
+AROUND = 0.1  # weight of Δ
 EDGES: Literal["replicate"] = "replicate"  # how translators go on beyond a picture; zeros would draw a frame around it
 
 
@@ -126,6 +128,29 @@ class OneWayClamp(torch.autograd.Function):
         return gradient.masked_fill(outwards, 0)
 
 
+class ColourMap(nn.Module):
+    """κ: what is added to a pixel of a colour, whatever is around it; zero at first.
+
+    Args:
+        width: of its hidden layers, whose tanh begin steep and so make plateaus.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 1)
+        self.second = nn.Conv2d(width, width, 1)
+        self.last = nn.Conv2d(width, 3, 1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,3,H,W] in [−1,1] to changes of colours in [0,1], same shape."""
+        hidden = self.first(3 * x).tanh()
+        changes: Tensor = 2 * self.last(self.second(2 * hidden).tanh())
+        return changes
+
+
 class FrameNetwork(nn.Module):
     """A causal map of clips to clips: one residual, recurrent encoder and decoder. Translators and predictors are such.
 
@@ -148,13 +173,9 @@ class FrameNetwork(nn.Module):
         self.mix = nn.Conv2d(channels // 2 + 3, channels, 3, padding=1, padding_mode=EDGES)
         self.blend = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, 3, 3, padding=1, padding_mode=EDGES)
-        tone = nn.Conv2d(2 * channels, 3, 1)
-        self.colours = nn.Sequential(
-            nn.Conv2d(3, 2 * channels, 1), nn.ReLU(), nn.Conv2d(2 * channels, 2 * channels, 1), nn.ReLU(), tone
-        )
-        for last in (self.out, tone):
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
+        self.colours = ColourMap(2 * channels)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
         with torch.no_grad():  # the four pixels that a place unfolds to begin alike, so that no chequers show
             for layer in (self.up, self.unfold):
                 assert layer.bias is not None
@@ -254,7 +275,9 @@ def with_detail(pictures: Tensor) -> Tensor:
     A discriminator whose layers have norm 1 sees large plain areas first. With rims, spots and texture made as loud, it
     tells made frames apart in half the updates.
     """
-    around = functional.avg_pool2d(pictures, 5, stride=1, padding=2, count_include_pad=False)
+    around = pictures.contiguous()
+    for size, edge in (((5, 1), (2, 0)), ((1, 5), (0, 2))):  # one after the other, a mean over both
+        around = functional.avg_pool2d(around, size, stride=1, padding=edge, count_include_pad=False)
     return torch.cat([2 * pictures - 1, 8 * (pictures - around)], 1)
 
 

@@ -69,6 +69,8 @@ class FamilyOptions(BaseModel):
         decode_checkpointing: recompute the decoder in the backward pass.
         merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
             copy of the adapted weights. Only in float32, because half precision would round the adapter away.
+        first_frames: of image-to-video, a ``.jsonl`` file with a ``prompt`` and a ``first_frame`` a line, for requests
+            that bring neither pictures nor clips.
         clips: of image-to-video, how many clips follow one another; each begins with the last frame of the one before.
         device: ``auto`` is cuda where there is one, else cpu.
     """
@@ -88,6 +90,7 @@ class FamilyOptions(BaseModel):
     gradient_checkpointing: bool = False
     decode_checkpointing: bool = False
     merge_adapter: bool = True
+    first_frames: str | None = None
     clips: int = Field(1, ge=1)
     device: str = "auto"
 

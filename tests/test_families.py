@@ -24,6 +24,7 @@ from reelign.contracts import ContinuingGenerator, Generator, Request
 from reelign.datasets.prompts import load_prompts
 from reelign.diagnosis import WanGrid
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
+from reelign.generation import GenerationJob
 from reelign.rewards.brightness_range import BrightnessRange
 from reelign.rewards.weighted import Term, WeightedReward
 from reelign.sampling import ChainOptions, chain, generate, seeded_noise
@@ -407,6 +408,22 @@ def test_prompts_bring_their_first_frames_from_a_file(folders, loaded, tmp_path)
     file.write_text('{"prompt": "a"}')
     with pytest.raises(DataError, match="has none"):
         load(folders("cogvideox_image"), "cogvideox_image", first_frames=str(file))
+
+
+@pytest.mark.parametrize("name", ["stable_video_diffusion", "cogvideox_image"])
+def test_clips_of_a_file_of_prompts_with_pictures_and_an_adapter(name, folders, loaded, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": p, "first_frame": "red.png"}) for p in tiny.PROMPTS))
+    loaded(name).save(str(tmp_path / "adapter"))
+    size = {"height": 32, "width": 32, "frames": loaded(name).frames(), "device": "cpu"}
+    kind = CASES[name].options["kind"]
+    out = tmp_path / "clips"
+    job = GenerationJob.prepare(str(folders(name)), str(file), out, adapter=tmp_path / "adapter", kind=kind, **size)
+    assert list(job.run(0, 1, None, 2)) == [2]
+    assert sorted(p.name for p in out.iterdir()) == ["0000.mp4", "0001.mp4", "metadata.csv"]
+    with pytest.raises(ConfigError, match="set --kind to such a family"):
+        GenerationJob.prepare("zoo:tiny-wan", str(file), tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["stable_video_diffusion", "cogvideox_1.5_image"])

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -147,15 +148,38 @@ def save_adapter(network: nn.Module, folder: Path, part: str, layout: AdapterLay
     save_file(state, folder / FILES[layout], metadata=metadata)
 
 
+def adapter_options(folder: Path) -> dict[str, Any]:
+    """Rank, alpha and targets of a saved adapter of either layout, from its own file; see ``LoraOptions``.
+
+    Raises:
+        ModelError: the folder holds no adapter with its settings.
+    """
+    layout, file = _adapter_file(folder)
+    if layout == "peft":
+        settings = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    else:
+        with safe_open(file, "pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        settings = {key.partition(".")[2]: value for key, value in metadata.items()}
+    if "r" not in settings:
+        raise ModelError(f"{file} does not say its rank and alpha, so it was not saved by reelign or diffusers")
+    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
+
+
+def _adapter_file(folder: Path) -> tuple[str, Path]:
+    """The layout of a saved adapter, and its file; raises ModelError where there is none."""
+    found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
+    if not found:
+        raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
+    return found[0]
+
+
 def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
     """Put an adapter that ``save_adapter`` wrote, in either layout, into the network's own, bit for bit.
 
     Raises:
         ModelError: there is none in the folder, or it does not fit.
     """
-    found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
-    if not found:
-        raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
-    layout, file = found[0]
+    layout, file = _adapter_file(folder)
     prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
     load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))

@@ -26,6 +26,7 @@ from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.causal_wan import CausalWanOptions
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.translation import TranslationOptions
+from reelign.generators.videocrafter import VideoCrafterOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
 
@@ -128,7 +129,7 @@ Settings = (
     | OdeInitConfig
     | SelfForcingConfig
 )
-PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions
+PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions | VideoCrafterOptions
 GeneratorOptions = PromptedOptions | TranslationOptions
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from diffusers.loaders.peft import PeftAdapterMixin
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +31,9 @@ from reelign.generators.videocrafter_layers import (
     to_pictures,
     to_video,
 )
-from reelign.zoo.published import depth
+from reelign.zoo.published import depth, fill, read_weights
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Sizes:
     latent: int = 4
 
 
-class VideoCrafterUNet(nn.Module, PeftAdapterMixin):  # type: ignore[misc]
+class VideoCrafterUNet(nn.Module):
     """ε of latents [B,C,F,h,w]; h and w are multiples of 2^(levels − 1).
 
     Args:
@@ -140,6 +143,19 @@ class VideoCrafterUNet(nn.Module, PeftAdapterMixin):  # type: ignore[misc]
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of each layer in the backward pass."""
         self.gradient_checkpointing = True
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write every weight to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> VideoCrafterUNet:
+        """Read back what ``save_pretrained`` wrote; raises ModelError where there is none."""
+        weights = read_weights(str(folder / WEIGHTS), float32=False)
+        network = cls(read_sizes(weights, str(folder)))
+        fill(network, weights, str(folder))
+        return network
 
 
 def sinusoid(values: Tensor, size: int) -> Tensor:

@@ -128,8 +128,8 @@ def build_text(weights: Mapping[str, Tensor], skip: int = 1, act: str = "gelu") 
     layers = sizes["num_hidden_layers"] - skip
     if layers < 1:
         raise ModelError(f"a text tower needs more than the {skip} layers to skip; this one has {layers + skip}")
-    unused = ("visual.", "logit_scale", "text_projection", "attn_mask")
-    unused += tuple(f"transformer.resblocks.{layers + extra}." for extra in range(skip))
+    skipped = (f"transformer.resblocks.{layers + extra}." for extra in range(skip))
+    unused = ("visual.", "logit_scale", "text_projection", "attn_mask", *skipped)
     kept = {name: value for name, value in weights.items() if not name.startswith(unused)}
     with torch.device("meta"):
         model = CLIPTextModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import peft
 import pytest
@@ -14,13 +15,13 @@ from transformers import CLIPTokenizer
 
 from reelign.algorithms.reward_gradient import Config, RewardGradient
 from reelign.build import build_generator
-from reelign.config import parse_config
+from reelign.config import load_config, parse_config
 from reelign.contracts import Generator, Request
 from reelign.errors import ConfigError, DataError, ModelError
 from reelign.generators.videocrafter import load_videocrafter
 from reelign.generators.videocrafter_network import Sizes, VideoCrafterUNet
 from reelign.rewards.brightness_range import BrightnessRange
-from reelign.rewards.weighted import Term, WeightedReward
+from reelign.rewards.weighted import Term, WeightedReward, loss_form
 from reelign.sampling import generate
 
 SIZES = Sizes(channels=(32, 64), attention=(True, False), blocks=1, head=8, text=32)
@@ -336,3 +337,21 @@ def test_wrong_input_is_one_line(load, parts, folder, tmp_path):
     refused(
         {n: w for n, w in weights.items() if "ln_final.bias" not in n}, "the text tower of the checkpoint .* lacks 1"
     )
+
+
+@pytest.mark.parametrize("name", ["aesthetic_hps", "pick_score"])
+def test_the_recipes_are_vaders_settings(name):
+    config = load_config(Path(f"vader_videocrafter2_{name}"))
+    options, algorithm = config.generator, config.reward_gradient
+    assert (options.height, options.width, options.frames, options.fps) == (320, 512, 12, 24)
+    assert (options.lora.rank, options.lora.alpha) == (16, 8)
+    assert (algorithm.steps, algorithm.guidance_scale, algorithm.eta, algorithm.k) == (25, 12, 1, 1)
+    assert (algorithm.lr, algorithm.weight_decay, algorithm.frames.choose) == (2e-4, 0.01, "random")
+    assert (config.training.batch, algorithm.micro_batch) == (8, 1)
+    scores = {"laion_aesthetic": 4.0, "hpsv2": 0.3, "pick_score": 21.0}
+    loss = sum(
+        term.weight * float(loss_form(torch.tensor(scores[term.name]), term.loss, term.target))
+        for term in config.rewards
+    )
+    published = {"aesthetic_hps": (1.5 * 0.1 * abs(4.0 - 10) + abs(1 - 0.3)) / 2, "pick_score": abs(1 - 21.0 / 100)}
+    assert loss == pytest.approx(published[name])

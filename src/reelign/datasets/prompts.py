@@ -6,9 +6,11 @@ prompts of DDPO and VADER; Black et al. 2024, appendix).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +40,8 @@ def load_prompts(source: str | Sequence[str]) -> list[str]:
 
     Args:
         source: ``shapes``, ``animals``, a text file with a prompt a line (empty lines and lines starting with # are
-            skipped; what follows a tab is dropped), or the prompts themselves.
+            skipped; what follows a tab is dropped), a ``.jsonl`` file with a ``prompt`` a line, or the prompts
+            themselves.
 
     Raises:
         DataError: there is no such file, or no prompt in it.
@@ -59,10 +62,38 @@ def _named(source: str) -> list[str]:
     if not path.is_file():
         raise DataError(f"prompts come from a text file, 'shapes' or 'animals'; there is no file {source!r}")
     try:
+        if path.suffix == ".jsonl":
+            return [row["prompt"] for row in read_prompt_lines(path)]
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"a prompt file is UTF-8 text; {source!r} is not") from error
     return [line.split("\t")[0].strip() for line in lines if not line.startswith("#")]
+
+
+def read_prompt_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a prompt file, each with a ``prompt``.
+
+    Raises:
+        DataError: a line is not a JSON object with a prompt, or a prompt has two pictures.
+    """
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, Any] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(
+                f'a line of a prompt file reads {{"prompt": "…"}}; {file}, line {number}, has {line[:60]!r}'
+            )
+        if pictures.setdefault(prompt.strip(), row.get("first_frame")) != row.get("first_frame"):
+            raise DataError(f"a prompt has one first_frame; {file} gives {prompt[:60]!r} a second one in line {number}")
+        rows.append({**row, "prompt": prompt.strip()})
+    return rows
 
 
 def _article(noun: str) -> str:

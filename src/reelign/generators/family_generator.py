@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
+from reelign.datasets.first_frames import FirstFrames
 from reelign.errors import ConfigError, DataError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import Family, FamilyOptions, Features, checked_frames, pick_device
@@ -27,7 +28,9 @@ class FamilyGenerator:
         options: what was asked.
 
     Raises:
-        ConfigError: more than one clip of a family that takes no picture, or LoRA targets that match no layer.
+        ConfigError: several clips or first frames for a family that takes no picture, or LoRA targets that match no
+            layer.
+        DataError: ``options.first_frames`` cannot be read.
         ModelError: ``options.adapter`` does not fit.
     """
 
@@ -44,6 +47,9 @@ class FamilyGenerator:
                 f"clips follow one another in image-to-video only; set generator.clips to 1, not {self.clips}"
             )
         self.device = torch.device(pick_device(options.device))
+        if options.first_frames is not None and not family.takes_image:
+            raise ConfigError("first_frames are for image-to-video, and this model makes clips from text alone")
+        self._pictures = None if options.first_frames is None else FirstFrames(options.first_frames)
         self._dtype = getattr(torch, options.dtype)
         self._texts: dict[str, Features] = {}
         for module in (*family.frozen, *family.encoders):
@@ -75,7 +81,8 @@ class FamilyGenerator:
     def encode(self, request: Request) -> Condition:
         """Features of prompts, of the negative prompt and of first frames; each text is encoded once and kept.
 
-        First frames are the request's, else those of its source videos.
+        First frames are the request's, else those of its source videos, else those of its prompts in
+        ``options.first_frames``.
 
         Raises:
             DataError: a prompt is too long; an image-to-video model is given no first frames, or frames of another
@@ -122,10 +129,12 @@ class FamilyGenerator:
             return None
         if pictures is None and request.source_videos is not None:
             pictures = request.source_videos[:, 0]
+        if pictures is None and self._pictures is not None:
+            pictures = self._pictures.read(request.prompts, *self.picture_size())
         if pictures is None:
             raise DataError(
-                "an image-to-video model begins from pictures, and this request has none: give first_frames, or "
-                "prompts in a .jsonl file with a first_frame each"
+                "an image-to-video model begins from pictures, and this request has none: give it first_frames, or set "
+                "generator.first_frames to a .jsonl file with a prompt and a first_frame a line"
             )
         if pictures.shape[1:] != (3, *self.picture_size()):
             raise DataError(

@@ -30,6 +30,7 @@ from reelign.generators.ltx import LtxOptions
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.stable_video_diffusion import StableVideoDiffusionOptions
 from reelign.generators.translation import TranslationOptions
+from reelign.generators.videocrafter import VideoCrafterOptions
 from reelign.generators.wan import WanOptions
 from reelign.generators.wan_image import WanImageOptions
 from reelign.guard.watch import GuardOptions
@@ -142,6 +143,7 @@ PromptedOptions = (
     | HunyuanVideoOptions
     | StableVideoDiffusionOptions
     | ModelScopeOptions
+    | VideoCrafterOptions
 )
 GeneratorOptions = PromptedOptions | TranslationOptions
 

@@ -13,14 +13,14 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from reelign.contracts import Request, VideoBatch
 from reelign.errors import ModelError
-from reelign.rewards import laion_aesthetic, open_clip
+from reelign.rewards import laion_aesthetic
 from reelign.rewards.card import require_verified
 from reelign.rewards.clip_tower import as_tensor
 from reelign.rewards.hpsv2 import HPSv2
 from reelign.rewards.image_reward import ImageReward
 from reelign.rewards.jepa_predictability import BLOCKS, JepaPredictability, draw_mask, first
 from reelign.rewards.preprocess import resize_and_pad
-from reelign.zoo import tiny_clip
+from reelign.zoo import open_clip, tiny_clip
 from reelign.zoo.words import name_tokenizer_for_every_version, vocabulary, word_tokenizer
 
 MEASURED = dict.fromkeys(("colour", "colour_degraded", "colour_margin", "shape", "shape_degraded", "shape_margin"), 0.5)

@@ -19,7 +19,7 @@ from reelign.errors import ModelError
 from reelign.metrics.clip import ClipInfo, MetricCard
 from reelign.metrics.consistency_models import clip_image_features, load_clip_image
 from reelign.metrics.frame_features import CHUNK, FrameMean
-from reelign.rewards.published import fill, read_weights
+from reelign.zoo.published import fill, read_weights
 
 SCALE = 10.0
 

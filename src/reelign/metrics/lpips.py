@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from reelign.errors import DataError, ModelError
 from reelign.metrics.clip import ClipInfo, Frame, MetricCard, Picture, Undefined
 from reelign.metrics.frame_features import InChunks, NotApplicable, finite_mean, to_frames
-from reelign.rewards.published import fill, read_weights
+from reelign.zoo.published import fill, read_weights
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 UNIT_EPS = 1e-10

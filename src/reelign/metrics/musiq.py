@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reelign.errors import ModelError
-from reelign.rewards.published import depth, fill, read_weights
+from reelign.zoo.published import depth, fill, read_weights
 
 PATCH = 32
 SIDES = (224, 384)  # longer sides of the smaller views, by scale embedding; the last embedding is for the image itself

@@ -16,10 +16,10 @@ from torch import Tensor
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.rewards.clip_tower import ClipTower, load_tokenizer
 from reelign.rewards.frames import average
-from reelign.rewards.open_clip import build
 from reelign.rewards.preprocess import Aspect, Preprocess
-from reelign.rewards.published import read_weights
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD
+from reelign.zoo.open_clip import build
+from reelign.zoo.published import read_weights
 
 
 class HPSv2:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.errors import ConfigError, ModelError
 from reelign.rewards.frames import average
-from reelign.rewards.published import read_weights
 from reelign.rewards.qwen2_vl import PROMPT, STEP, Dtype, Reader, prepare, read_template, rename
+from reelign.zoo.published import read_weights
 
 TOKENS = ("<|Reward|>",)
 TEMPLATE = ("INSTRUCTION", "prompt_with_special_token")

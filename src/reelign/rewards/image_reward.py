@@ -23,8 +23,8 @@ from reelign.rewards.clip_tower import load_tokenizer
 from reelign.rewards.frames import average
 from reelign.rewards.laion_aesthetic import load_head
 from reelign.rewards.preprocess import Aspect, Preprocess
-from reelign.rewards.published import depth, fill, read_weights
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD
+from reelign.zoo.published import depth, fill, read_weights
 
 MEAN, SPREAD = 0.16717362830052426, 1.0333394966054072
 TEXT_LENGTH = 35

@@ -22,7 +22,7 @@ from reelign.errors import ModelError
 from reelign.rewards.clip_tower import load_tower
 from reelign.rewards.frames import average
 from reelign.rewards.preprocess import Aspect
-from reelign.rewards.published import fill, read_weights
+from reelign.zoo.published import fill, read_weights
 
 LAYERS = (0, 2, 4, 6, 7)  # where the linear layers sit; dropouts take the other places
 

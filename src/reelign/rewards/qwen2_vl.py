@@ -29,8 +29,8 @@ from transformers import AutoConfig, AutoModel
 from reelign.errors import ConfigError, DataError, ModelError
 from reelign.rewards.clip_tower import load_tokenizer
 from reelign.rewards.preprocess import resize
-from reelign.rewards.published import fill
 from reelign.zoo.models import CLIP_MEAN, CLIP_STD, normalise, resolve_model
+from reelign.zoo.published import fill
 
 Dtype = Literal["float32", "bfloat16"]
 PATCH, MERGE, PAIR = 14, 2, 2  # pixels of a patch's side, patches of a token's side, frames of a patch

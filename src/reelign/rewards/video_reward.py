@@ -24,7 +24,6 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from reelign.contracts import RewardCard, VideoBatch
 from reelign.errors import ConfigError, DataError, ModelError
-from reelign.rewards.published import find_folder, read_weights
 from reelign.rewards.qwen2_vl import (
     EMBEDDING,
     PAIR,
@@ -38,6 +37,7 @@ from reelign.rewards.qwen2_vl import (
     rename,
 )
 from reelign.zoo.models import load_whole
+from reelign.zoo.published import find_folder, read_weights
 
 Aspect = Literal["overall", "VQ", "MQ", "TA"]
 ASPECTS = ("VQ", "MQ", "TA")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from reelign.errors import ModelError
-from reelign.rewards.published import depth, fill
+from reelign.zoo.published import depth, fill
 
 LAYER = {
     "ln_1": "layer_norm1",

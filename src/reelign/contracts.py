@@ -109,15 +109,21 @@ class Condition:
     Args:
         positive: named tensors, batch first.
         negative: the same names for the negative prompt, or None where guidance is not possible.
+        guidance: broadcastable to one latent, how much of the guidance each of its places gets: w there is
+            1 + guidance·(w − 1). None is 1 everywhere. Stable Video Diffusion raises it from 0 to 1 over the frames.
     """
 
     positive: dict[str, Tensor]
     negative: dict[str, Tensor] | None = None
+    guidance: Tensor | None = None
 
     def both(self) -> Condition:
         """Negative then positive as one batch of 2B, for guidance in a single pass."""
         if self.negative is None:
-            raise ContractError("guidance above 1 needs a negative prompt, and this generator's condition has none")
+            raise ContractError(
+                "guidance above 1 needs a negative prompt, and this generator's condition has none: set the guidance "
+                "scale to 1, or a negative prompt"
+            )
         joined = {name: torch.cat([self.negative[name], value]) for name, value in self.positive.items()}
         return Condition(joined)
 
@@ -125,7 +131,7 @@ class Condition:
         def cut(part: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: value[rows] for name, value in part.items()}
 
-        return Condition(cut(self.positive), None if self.negative is None else cut(self.negative))
+        return Condition(cut(self.positive), None if self.negative is None else cut(self.negative), self.guidance)
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,17 @@ class Generator(Protocol):
 
     def load(self, folder: str) -> None:
         """Read back what ``save`` wrote, bit for bit."""
+        ...
+
+
+@runtime_checkable
+class ContinuingGenerator(Generator, Protocol):
+    """Makes a long clip as several that follow one another, their latents side by side along the frames."""
+
+    clips: int
+
+    def continued(self, x: Tensor, condition: Condition) -> Condition:
+        """The condition of the clip that follows the clip of latents x [B,C,F,…]; no gradient."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def drop_captions(condition: Condition, share: float, random: torch.Generator) -
     mixed = {name: value.clone() for name, value in condition.positive.items()}
     for name, value in mixed.items():
         value[dropped] = condition.negative[name][dropped].to(value)
-    return Condition(mixed, condition.negative)
+    return replace(condition, positive=mixed)
 
 
 def per_frame(of_blocks: Tensor, sizes: Sequence[int]) -> Tensor:

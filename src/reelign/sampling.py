@@ -24,11 +24,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reelign.contracts import CausalGenerator, Condition, Generator, Request, Schedule, Translator, VideoBatch
+from reelign.contracts import (
+    CausalGenerator,
+    Condition,
+    ContinuingGenerator,
+    Generator,
+    Request,
+    Schedule,
+    Translator,
+    VideoBatch,
+)
 from reelign.errors import ConfigError, DataError
 from reelign.paths import endpoints
 
-Observer = Callable[[int, Tensor, Tensor], None]
+Observer = Callable[[int, Tensor, Condition, Tensor], None]
 Draw = Callable[[Sequence[int]], Tensor]  # shape without the batch axis -> normal noise [B,*shape]
 
 
@@ -38,13 +47,14 @@ def guided(generator: Generator, x: Tensor, t: Tensor, condition: Condition, sca
     Args:
         x: [B,…].
         t: scalar tensor, the network's time.
-        scale: w; 1 runs the conditional branch alone.
+        scale: w; 1 runs the conditional branch alone. ``condition.guidance`` spreads it over the latent.
     """
     if scale == 1:
         return generator.predict(x, t, condition).to(x.dtype)
     output = generator.predict(torch.cat([x, x]), t, condition.both()).to(x.dtype)
     negative, positive = output.chunk(2)
-    return negative + scale * (positive - negative)
+    w = scale if condition.guidance is None else 1 + (scale - 1) * condition.guidance.to(x)
+    return negative + w * (positive - negative)
 
 
 def step(x0: Tensor, eps: Tensor, schedule: Schedule, i: int, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
@@ -69,12 +79,34 @@ def chain(
     Between and after those, the latent still carries gradient through the step itself, which is linear, with the
     prediction a constant (VADER, algorithm 1).
 
+    Clips that follow one another (``ContinuingGenerator``) have a chain each, one after the other. The last frame of
+    a clip is a constant to the next one, so gradient stays within a clip and memory does not grow with their number
+    beyond the chosen steps'.
+
     Args:
         x: [B,…] float32 or float64.
         schedule: from the generator's path; a tail of one for a partial chain.
         random: source of fresh noise; needed where ``options.eta`` is above 0.
     """
     schedule = schedule.to(x)
+    if not isinstance(generator, ContinuingGenerator) or generator.clips == 1:
+        return _chain(generator, x, condition, schedule, options, random)
+    done: list[Tensor] = []
+    for clip in x.chunk(generator.clips, dim=2):
+        condition = generator.continued(done[-1], condition) if done else condition
+        done.append(_chain(generator, clip, condition, schedule, options, random))
+    return torch.cat(done, dim=2)
+
+
+def _chain(
+    generator: Generator,
+    x: Tensor,
+    condition: Condition,
+    schedule: Schedule,
+    options: ChainOptions,
+    random: torch.Generator | None,
+) -> Tensor:
+    """The chain of one clip."""
     recording = torch.is_grad_enabled()
 
     def advance(x: Tensor, i: int, live: bool) -> Tensor:
@@ -82,7 +114,7 @@ def chain(
         with torch.set_grad_enabled(live):
             output = guided(generator, inside, schedule.t[i], condition, options.guidance_scale)
         if live and options.observe is not None:
-            options.observe(i, x, output)
+            options.observe(i, x, condition, output)
         x0, eps = endpoints(generator.path.prediction, output, x, schedule.alpha[i], schedule.sigma[i])
         noise = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device) if options.eta > 0 else None
         return step(x0, eps, schedule, i, options.eta, noise)
@@ -102,7 +134,7 @@ class ChainOptions:
         eta: 0 is deterministic, 1 ancestral.
         gradient_steps: indices of the steps whose network call is differentiated.
         detach_input: stop the gradient at the network's input in those steps (DRTune, Wu et al. 2024, eq. 6).
-        observe: called in each gradient step with (index, latent, guided network output).
+        observe: called in each gradient step with (index, latent, its condition, guided network output).
     """
 
     def __init__(

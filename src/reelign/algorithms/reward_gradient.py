@@ -218,7 +218,7 @@ class RewardGradient:
         schedule = schedule.to(x)
         divergences: list[Tensor] = []
 
-        def observe(i: int, latent: Tensor, output: Tensor) -> None:
+        def observe(i: int, latent: Tensor, condition: Condition, output: Tensor) -> None:
             if self.config.kl_weight:
                 divergences.append(self._divergence(schedule.t[i], latent, output, condition))
 

@@ -1,22 +1,33 @@
-"""LoRA adapters through PEFT (Hu et al. 2022): added to a frozen network, saved in the layout diffusers loads.
+"""LoRA adapters through PEFT (Hu et al. 2022): added to a frozen network, switched, folded in, saved and loaded.
 
 The adapter starts as the identity: its up matrix is zero, so at step 0 the generator is exactly the base.
+
+Two layouts of files: ``diffusers``, which ``pipe.load_lora_weights`` reads, and ``peft``, which
+``peft.PeftModel.from_pretrained(network, folder)`` reads, for networks that diffusers has no LoRA loader for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ConfigError, ModelError
 
 NAME = "reelign"
+FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
+PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
+
+AdapterLayout = Literal["diffusers", "peft"]
 
 
 class LoraOptions(BaseModel):
@@ -48,7 +59,7 @@ def add_adapter(network: nn.Module, options: LoraOptions) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         try:
-            network.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
+            inject_adapter_in_model(config, network, adapter_name=NAME)
         except ValueError as error:
             raise ConfigError(f"LoRA targets must name layers of the network; got {list(options.targets)}") from error
     for parameter in adapter_parameters(network).values():
@@ -78,6 +89,19 @@ def merged(networks: Sequence[nn.Module]) -> Iterator[None]:
             layer._disable_adapters = False
 
 
+@contextmanager
+def switched_off(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the adapters have no effect; after, they are as they were."""
+    layers = [m for network in networks for m in network.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
 def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name."""
     return {name: p for name, p in network.named_parameters() if "lora_" in name and f".{NAME}." in name}
@@ -100,3 +124,38 @@ def load_adapter_state(network: nn.Module, state: dict[str, Tensor], source: str
         odd = sorted(set(expected) ^ set(state))[:3]
         raise ModelError(f"the adapter in {source} does not fit this network and its LoRA targets: {', '.join(odd)}, …")
     set_peft_model_state_dict(network, state, adapter_name=NAME)
+
+
+def save_adapter(network: nn.Module, folder: Path, part: str, layout: AdapterLayout = "diffusers") -> None:
+    """Write a network's adapter, with its settings, to ``folder``.
+
+    Args:
+        part: the network's name in its pipeline, for example ``transformer``; the prefix of diffusers' names.
+        layout: of the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    peft_config: Any = network.peft_config
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config[NAME].to_dict().items()}
+    prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
+    state = {prefix + name: value.contiguous() for name, value in adapter_state(network).items()}
+    metadata = {"format": "pt"}
+    if layout == "peft":
+        (folder / PEFT_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    else:
+        prefixed = {f"{part}.{key}": value for key, value in settings.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(prefixed, indent=2, sort_keys=True)
+    save_file(state, folder / FILES[layout], metadata=metadata)
+
+
+def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
+    """Put an adapter that ``save_adapter`` wrote, in either layout, into the network's own, bit for bit.
+
+    Raises:
+        ModelError: there is none in the folder, or it does not fit.
+    """
+    found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
+    if not found:
+        raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
+    layout, file = found[0]
+    prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
+    load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))

@@ -28,8 +28,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
+from reelign.generators.family import pick_device
 from reelign.generators.lora import LoraOptions, merged
-from reelign.generators.wan import pick_device
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,26 +20,20 @@ import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
-from reelign.errors import ConfigError, ContractError, DataError, ModelError
-from reelign.generators.lora import (
-    LoraOptions,
-    adapter_parameters,
-    adapter_state,
-    add_adapter,
-    load_adapter_state,
-    merged,
-)
+from reelign.errors import ConfigError, ModelError
+from reelign.generators.denoisers import Denoisers
+from reelign.generators.family import check_text_length, pick_device
+from reelign.generators.lora import FILES, LoraOptions
 from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
+WEIGHTS = FILES["diffusers"]
 NATIVE = {"height": 480, "width": 832, "frames": 81, "fps": 16.0, "steps": 50, "guidance_scale": 5.0}
 
 
@@ -104,21 +98,12 @@ class WanGenerator:
         self._check_size()
         self._texts: dict[str, Tensor] = {}
         self.text_length = min(512, int(pipeline.tokenizer.model_max_length))
-        for module in (pipeline.vae, pipeline.text_encoder, *self.experts()):
+        for module in (pipeline.vae, pipeline.text_encoder):
             module.eval().requires_grad_(False)
         pipeline.vae.to(self.device)
-        for expert in self.experts():
-            self._prepare(expert)
-
-    def _prepare(self, expert: nn.Module) -> None:
-        expert.to(self.device)
-        if self.options.train_all:
-            expert.requires_grad_(True)
-        elif self.options.lora is not None:
-            add_adapter(expert, self.options.lora)
-        if self.options.gradient_checkpointing:
-            expert.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self.options.compile:
+        names = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
+        self.denoisers = Denoisers({name: getattr(pipeline, name) for name in names}, options, self.device)
+        for expert in self.experts() if options.compile else ():
             expert.compile_repeated_blocks()  # type: ignore[operator]
 
     def _check_size(self) -> None:
@@ -133,7 +118,7 @@ class WanGenerator:
 
     def experts(self) -> list[nn.Module]:
         """The denoising networks, in the order in which sampling uses them."""
-        return [part for part in (self.pipeline.transformer, self.pipeline.transformer_2) if part is not None]
+        return self.denoisers.all()
 
     def latent_shape(self) -> tuple[int, ...]:
         """[C,F,h,w] of one clip."""
@@ -152,7 +137,7 @@ class WanGenerator:
 
     def parameter_count(self) -> int:
         """Parameters of the denoising networks, adapters included."""
-        return sum(p.numel() for expert in self.experts() for p in expert.parameters())
+        return self.denoisers.parameter_count()
 
     @torch.no_grad()
     def encode(self, request: Request) -> Condition:
@@ -164,20 +149,12 @@ class WanGenerator:
         wanted = dict.fromkeys((self.options.negative_prompt, *request.prompts))
         missing = [text for text in wanted if text not in self._texts]
         for text in missing:
-            self._check_length(text)
+            check_text_length(self.pipeline.tokenizer, prompt_clean(text), self.text_length)
         if missing:
             self._encode_texts(missing)
         negative = self._texts[self.options.negative_prompt].expand(len(request), -1, -1)
         positive = torch.stack([self._texts[text] for text in request.prompts])
         return Condition({"text": positive.to(self.device)}, {"text": negative.to(self.device)})
-
-    def _check_length(self, text: str) -> None:
-        tokens = len(self.pipeline.tokenizer(prompt_clean(text), verbose=False).input_ids)
-        if tokens > self.text_length:
-            raise DataError(
-                f"a prompt has at most {self.text_length} tokens for this model; shorten this one of {tokens}: "
-                f"{text[:60]!r}{'…' if len(text) > 60 else ''}"
-            )
 
     def _encode_texts(self, texts: list[str]) -> None:
         """Encode on the device and park the encoder on the CPU again; features are kept on the CPU."""
@@ -248,56 +225,23 @@ class WanGenerator:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or every weight where there is no adapter; prefixed by the expert's number."""
-        chosen: dict[str, nn.Parameter] = {}
-        for index, expert in enumerate(self.experts()):
-            part = dict(expert.named_parameters()) if self.options.train_all else adapter_parameters(expert)
-            chosen.update({f"{index}.{name}": parameter for name, parameter in part.items()})
-        return chosen
+        return self.denoisers.trainable()
 
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient, the adapters are folded into the weights, where options allow."""
-        fold = self.options.merge_adapter and self.options.lora is not None and self._dtype == torch.float32
-        return merged(self.experts()) if fold else nullcontext()
+        return self.denoisers.merged()
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Switch the adapters off: inside, this is the generator that training started from."""
-        if self.options.train_all or self.options.lora is None:
-            raise ContractError(
-                "without an adapter there is no reference generator: set generator.lora, or kl_weight to 0"
-            )
-        for expert in self.experts():
-            expert.disable_adapters()  # type: ignore[operator]
-        try:
-            yield
-        finally:
-            for expert in self.experts():
-                expert.enable_adapters()  # type: ignore[operator]
+        return self.denoisers.reference()
 
     def save(self, folder: str) -> None:
         """Write adapters for ``pipe.load_lora_weights``, the second's in ``transformer_2/``; or whole weights."""
-        for index, expert in enumerate(self.experts()):
-            part = Path(folder) / ("transformer_2" if index else ".")
-            if self.options.train_all:
-                expert.save_pretrained(part / "transformer")  # type: ignore[operator]
-                continue
-            config = expert.peft_config["reelign"].to_dict()  # type: ignore[index, union-attr]
-            WanPipeline.save_lora_weights(
-                part, adapter_state(expert), weight_name=WEIGHTS, transformer_lora_adapter_metadata=config
-            )
+        self.denoisers.save(folder)
 
     def load(self, folder: str) -> None:
         """Read back what ``save`` wrote."""
-        for index, expert in enumerate(self.experts()):
-            part = Path(folder) / ("transformer_2" if index else ".")
-            if self.options.train_all:
-                whole = type(expert).from_pretrained(part / "transformer")  # type: ignore[attr-defined]
-                expert.load_state_dict(whole.state_dict())
-                continue
-            if not (part / WEIGHTS).is_file():
-                raise ModelError(f"an adapter folder holds {WEIGHTS}; {part} does not")
-            state = load_file(part / WEIGHTS)
-            load_adapter_state(expert, {k.removeprefix("transformer."): v for k, v in state.items()}, str(part))
+        self.denoisers.load(folder)
 
 
 def noise_path(scheduler: dict[str, Any]) -> FlowPath:
@@ -315,11 +259,6 @@ def noise_path(scheduler: dict[str, Any]) -> FlowPath:
         )
     shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
     return FlowPath(float(shift), int(scheduler.get("num_train_timesteps", 1000)))
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is cuda where there is one, else cpu; any other name is itself."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def load_wan(**options: Any) -> WanGenerator:

@@ -1,0 +1,201 @@
+"""What a family of generators is: options, a ``Family`` of what it does its own way, and tools that families share.
+
+``family_generator.py`` makes a ``contracts.Generator`` of a ``Family``. To add a family, write one file with options, a
+``Family`` and a loader, and name the loader in ``catalogue.py`` and the options in ``config.py``.
+
+Left out: training of text and image encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from reelign.contracts import NoisePath
+from reelign.errors import DataError, ModelError
+from reelign.generators.lora import AdapterLayout, LoraOptions
+from reelign.zoo.models import resolve_model
+
+Features = dict[str, Tensor]
+Result = TypeVar("Result")
+
+
+class Size(NamedTuple):
+    """Of one clip, in pixels and frames."""
+
+    frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Native:
+    """What a family was published to make; taken wherever the options are silent.
+
+    Args:
+        frames, height, width, fps: of a clip.
+        steps: denoising steps.
+        guidance_scale: w of classifier-free guidance.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    steps: int
+    guidance_scale: float
+
+
+class FamilyOptions(BaseModel):
+    """What every family's options have; a family adds ``kind`` and what is its own.
+
+    Args:
+        model: a folder, or a hub id, in the published layout.
+        height, width, frames, fps: of a clip; None takes the family's own.
+        negative_prompt: what guidance moves away from; None is a generator without guidance.
+        dtype: of the networks and their arithmetic; adapters and the autoencoder stay in float32.
+        lora: the adapter; None leaves the generator as it is, to sample from.
+        adapter: folder of a saved adapter of this very rank to go on from.
+        train_all: train every weight instead of an adapter.
+        gradient_checkpointing: recompute the network's blocks in the backward pass.
+        decode_checkpointing: recompute the decoder in the backward pass.
+        merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
+            copy of the adapted weights. Only in float32, because half precision would round the adapter away.
+        clips: of image-to-video, how many clips follow one another; each begins with the last frame of the one before.
+        device: ``auto`` is cuda where there is one, else cpu.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    frames: int | None = Field(None, ge=1)
+    fps: float | None = Field(None, gt=0)
+    negative_prompt: str | None = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraOptions | None = LoraOptions()
+    adapter: str | None = None
+    train_all: bool = False
+    gradient_checkpointing: bool = False
+    decode_checkpointing: bool = False
+    merge_adapter: bool = True
+    clips: int = Field(1, ge=1)
+    device: str = "auto"
+
+    def size(self, native: Native) -> Size:
+        """Of one clip: as asked, else as the family was published."""
+        return Size(self.frames or native.frames, self.height or native.height, self.width or native.width)
+
+
+class Family(Protocol):
+    """What one family of models does its own way.
+
+    Everything is of one clip of ``size``: x is [B,C,F,h,w], whatever the network itself takes. Features are named
+    tensors that go through ``Condition``, batch first unless said otherwise.
+
+    Attributes:
+        path: the noise path.
+        native: what it was published to make.
+        size: of one clip; the family has checked that the model can make it.
+        networks: the denoisers by the name of their folder.
+        frozen: autoencoders; they stay on the device.
+        encoders: of texts and pictures; on the device only while they work.
+        takes_image: whether clips begin from a picture.
+        guidance: see ``Condition``; None for all families but those whose guidance varies over a clip.
+        adapter_layout: of saved adapters.
+    """
+
+    path: NoisePath
+    native: Native
+    size: Size
+    networks: Mapping[str, nn.Module]
+    frozen: Sequence[nn.Module]
+    encoders: Sequence[nn.Module]
+    takes_image: bool
+    guidance: Tensor | None
+    adapter_layout: AdapterLayout
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[C,F,h,w] of one clip."""
+        ...
+
+    def encode_text(self, text: str, device: torch.device) -> Features:
+        """Features of one text, without a batch axis; raises DataError where it is too long."""
+        ...
+
+    def encode_image(self, pictures: Tensor) -> tuple[Features, Features]:
+        """Features of first frames [B,3,H,W] in [0,1], for the positive and for the negative branch."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, features: Features) -> Tensor:
+        """Raw network output for x [B,C,F,h,w] at times t [B]."""
+        ...
+
+    def decode(self, x: Tensor, frames: Sequence[int]) -> Tensor:
+        """The asked frames [B,T',3,H,W] in [-1,1] of one clip; values a little outside are cut off later."""
+        ...
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """One clip [B,T,3,H,W] in [-1,1] to latents, by the mode of the posterior."""
+        ...
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is cuda where there is one, else cpu; any other name is itself."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def checked_frames(frames: Sequence[int] | None, total: int) -> list[int]:
+    """The asked frames of a clip of ``total``, all where None; raises DataError where one does not exist."""
+    wanted = list(range(total)) if frames is None else list(frames)
+    if not (wanted and all(0 <= f < total for f in wanted)):
+        raise DataError(f"frames of this clip run from 0 to {total - 1}; asked for {wanted}")
+    return wanted
+
+
+def recomputed(function: Callable[..., Result], *arguments: Any, when: bool = True) -> Result:
+    """``function(*arguments)``, whose activations are computed again in the backward pass ``when`` so asked."""
+    if not (when and torch.is_grad_enabled()):
+        return function(*arguments)
+    result: Result = checkpoint(function, *arguments, use_reentrant=False)
+    return result
+
+
+def check_text_length(tokenizer: Any, text: str, limit: int) -> None:
+    """Refuse a prompt that the model would cut; raises DataError."""
+    tokens = len(tokenizer(text, verbose=False).input_ids)
+    if tokens > limit:
+        raise DataError(
+            f"a prompt has at most {limit} tokens for this model; shorten this one of {tokens}: "
+            f"{text[:60]!r}{'…' if len(text) > 60 else ''}"
+        )
+
+
+def load_pipeline(pipeline: Any, options: FamilyOptions, what: str, half: Sequence[str] = ()) -> Any:
+    """A diffusers pipeline of a folder or hub id.
+
+    Args:
+        pipeline: the class.
+        options: ``model``, ``dtype`` and ``train_all`` are read.
+        what: the family's name, for the error.
+        half: components that go to ``dtype``; all others are float32, as the decoder loses detail in half precision.
+
+    Raises:
+        ModelError: the folder or hub id holds no such pipeline.
+    """
+    dtype = getattr(torch, options.dtype)
+    # What is trained whole keeps full precision.
+    dtypes = {name: torch.float32 if options.train_all and "encoder" not in name else dtype for name in half}
+    source = resolve_model(options.model)
+    try:
+        return pipeline.from_pretrained(source, dtype={**dtypes, "default": torch.float32})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"no {what} could be loaded from {options.model!r}: {reason}") from error

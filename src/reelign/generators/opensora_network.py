@@ -20,12 +20,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from reelign.errors import ModelError
+from reelign.generators.family import recomputed
 
 FREQUENCIES = 256  # sinusoids of a time or a frame rate
 FIXED = {"qk_norm": True, "pred_sigma": True, "skip_y_embedder": False}  # what all published networks are
@@ -279,7 +278,7 @@ class FinalLayer(nn.Module):
         return self.norm_final(x) * (1 + scale) + shift  # type: ignore[no-any-return]
 
 
-class STDiT3(PeftAdapterMixin, nn.Module):  # type: ignore[misc]  # diffusers is not typed
+class STDiT3(nn.Module):
     """The network; its ``state_dict`` has the published names.
 
     ``gradient_checkpointing`` recomputes each block in the backward pass, one level deep.
@@ -344,14 +343,8 @@ class STDiT3(PeftAdapterMixin, nn.Module):  # type: ignore[misc]  # diffusers is
             mask = mask.bool().repeat(len(x) // len(mask), 1)[:, None, None]
         for pair in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
             for block in pair:
-                tokens = self._run(block, tokens, text, mask, time)
+                arguments = (tokens, text, mask, time, self.rope.freqs)
+                tokens = recomputed(block, *arguments, when=self.gradient_checkpointing)
         out = self.final_layer(tokens, noisy, given, frames).unflatten(-1, (rows, columns, -1)).unflatten(2, grid)
         out = out.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
         return out[..., :height, :width]  # type: ignore[no-any-return]
-
-    def _run(self, block: nn.Module, x: Tensor, text: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, x, text, mask, time, self.rope.freqs, use_reentrant=False)
-            return out
-        plain: Tensor = block(x, text, mask, time, self.rope.freqs)
-        return plain

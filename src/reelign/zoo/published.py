@@ -87,6 +87,19 @@ def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() if float32 else value for name, value in content.items()}
 
 
+def read_folder(name: str) -> dict[str, Tensor]:
+    """As ``read_weights``, as stored, of every safetensors file of a folder or of ``owner/name`` on the hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = find_folder(name, ["*.json", "*.safetensors"])
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"weights are in .safetensors files; there is none in {folder}")
+    return {key: value for file in files for key, value in read_weights(str(file), float32=False).items()}
+
+
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: tuple[str, ...] = ()) -> None:
     """Load every weight of ``model`` from ``weights``, then freeze it in evaluation mode.
 

@@ -36,6 +36,7 @@ TABLE: dict[str, dict[str, str]] = {
         "wan": "reelign.generators.wan:load_wan",
         "causal_wan": "reelign.generators.causal_wan:load_causal_wan",
         "modelscope": "reelign.generators.modelscope:load_modelscope",
+        "opensora": "reelign.generators.opensora:load_opensora",
         "translation": "reelign.generators.translation:load_translation",
     },
     "algorithm": {

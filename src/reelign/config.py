@@ -25,6 +25,7 @@ from reelign.datasets.translation import DomainOptions
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.causal_wan import CausalWanOptions
 from reelign.generators.modelscope import ModelScopeOptions
+from reelign.generators.opensora import OpenSoraOptions
 from reelign.generators.translation import TranslationOptions
 from reelign.generators.wan import WanOptions
 from reelign.guard.watch import GuardOptions
@@ -128,7 +129,7 @@ Settings = (
     | OdeInitConfig
     | SelfForcingConfig
 )
-PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions
+PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions | OpenSoraOptions
 GeneratorOptions = PromptedOptions | TranslationOptions
 
 

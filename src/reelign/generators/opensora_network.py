@@ -14,17 +14,21 @@ from the beginning, sequence parallelism.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from reelign.errors import ModelError
 from reelign.generators.family import recomputed
+from reelign.zoo.published import WEIGHT_FILES, fill, find_folder, read_folder
 
 FREQUENCIES = 256  # sinusoids of a time or a frame rate
 FIXED = {"qk_norm": True, "pred_sigma": True, "skip_y_embedder": False}  # what all published networks are
@@ -297,6 +301,33 @@ class STDiT3(nn.Module):
         self.spatial_blocks = nn.ModuleList(STDiT3Block(config, False) for _ in range(config.depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, True) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> STDiT3:
+        """A published network from a folder or hub id; its rotary angles stay in float32.
+
+        Raises:
+            ModelError: there is none, or it does not fit.
+        """
+        file = find_folder(str(source), WEIGHT_FILES) / "config.json"
+        if not file.is_file():
+            raise ModelError(f"an STDiT3 has a config.json beside its weights; there is no {file}")
+        weights = read_folder(str(source))
+        with torch.device("meta"):
+            network = cls(STDiT3Config.from_published(json.loads(file.read_text(encoding="utf-8"))))
+        network.to_empty(device="cpu")
+        fill(network, weights, str(source))
+        rates = network.rope.freqs
+        network.to(dtype)
+        network.rope.freqs = rates
+        return network
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all weights and ``config.json`` as published, for ``from_pretrained``."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(asdict(self.config) | FIXED, indent=2), encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, place / "model.safetensors")
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks in the backward pass."""

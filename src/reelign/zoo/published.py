@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from reelign.errors import ModelError
 from reelign.zoo.models import resolve_model
 
+WEIGHT_FILES = ("*.json", "*.safetensors")
+
 
 def find_file(name: str) -> Path:
     """The local file behind a path or behind ``owner/name:file`` on the hub.
@@ -93,7 +95,7 @@ def read_folder(name: str) -> dict[str, Tensor]:
     Raises:
         ModelError: there is none.
     """
-    folder = find_folder(name, ["*.json", "*.safetensors"])
+    folder = find_folder(name, WEIGHT_FILES)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"weights are in .safetensors files; there is none in {folder}")

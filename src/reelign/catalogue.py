@@ -35,6 +35,11 @@ TABLE: dict[str, dict[str, str]] = {
     "generator": {
         "wan": "reelign.generators.wan:load_wan",
         "causal_wan": "reelign.generators.causal_wan:load_causal_wan",
+        "wan_image": "reelign.generators.wan_image:load_wan_image",
+        "cogvideox": "reelign.generators.cogvideox:load_cogvideox",
+        "ltx": "reelign.generators.ltx:load_ltx",
+        "hunyuan_video": "reelign.generators.hunyuan_video:load_hunyuan_video",
+        "stable_video_diffusion": "reelign.generators.stable_video_diffusion:load_stable_video_diffusion",
         "modelscope": "reelign.generators.modelscope:load_modelscope",
         "opensora": "reelign.generators.opensora:load_opensora",
         "translation": "reelign.generators.translation:load_translation",

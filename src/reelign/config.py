@@ -24,10 +24,15 @@ from reelign.algorithms.video_translation import Config as VideoTranslationConfi
 from reelign.datasets.translation import DomainOptions
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.generators.causal_wan import CausalWanOptions
+from reelign.generators.cogvideox import CogVideoXOptions
+from reelign.generators.hunyuan_video import HunyuanVideoOptions
+from reelign.generators.ltx import LtxOptions
 from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.opensora import OpenSoraOptions
+from reelign.generators.stable_video_diffusion import StableVideoDiffusionOptions
 from reelign.generators.translation import TranslationOptions
 from reelign.generators.wan import WanOptions
+from reelign.generators.wan_image import WanImageOptions
 from reelign.guard.watch import GuardOptions
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -129,7 +134,17 @@ Settings = (
     | OdeInitConfig
     | SelfForcingConfig
 )
-PromptedOptions = WanOptions | ModelScopeOptions | CausalWanOptions | OpenSoraOptions
+PromptedOptions = (
+    WanOptions
+    | ModelScopeOptions
+    | CausalWanOptions
+    | OpenSoraOptions
+    | WanImageOptions
+    | CogVideoXOptions
+    | LtxOptions
+    | HunyuanVideoOptions
+    | StableVideoDiffusionOptions
+)
 GeneratorOptions = PromptedOptions | TranslationOptions
 
 

@@ -3,6 +3,8 @@
 ``family_generator.py`` makes a ``contracts.Generator`` of a ``Family``. To add a family, write one file with options, a
 ``Family`` and a loader, and name the loader in ``catalogue.py`` and the options in ``config.py``.
 
+Loaders import diffusers' pipelines themselves, so that reading a run file does not.
+
 Left out: training of text and image encoders.
 """
 
@@ -99,28 +101,52 @@ class Family(Protocol):
 
     Everything is of one clip of ``size``: x is [B,C,F,h,w], whatever the network itself takes. Features are named
     tensors that go through ``Condition``, batch first unless said otherwise.
-
-    Attributes:
-        path: the noise path.
-        native: what it was published to make.
-        size: of one clip; the family has checked that the model can make it.
-        networks: the denoisers by the name of their folder.
-        frozen: autoencoders; they stay on the device.
-        encoders: of texts and pictures; on the device only while they work.
-        takes_image: whether clips begin from a picture.
-        guidance: see ``Condition``; None for all families but those whose guidance varies over a clip.
-        adapter_layout: of saved adapters.
     """
 
-    path: NoisePath
-    native: Native
-    size: Size
-    networks: Mapping[str, nn.Module]
-    frozen: Sequence[nn.Module]
-    encoders: Sequence[nn.Module]
-    takes_image: bool
-    guidance: Tensor | None
-    adapter_layout: AdapterLayout
+    @property
+    def path(self) -> NoisePath:
+        """The noise path."""
+        ...
+
+    @property
+    def native(self) -> Native:
+        """What it was published to make."""
+        ...
+
+    @property
+    def size(self) -> Size:
+        """Of one clip; the family has checked that the model can make it."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The denoisers by the name of their folder."""
+        ...
+
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """Autoencoders; they stay on the device."""
+        ...
+
+    @property
+    def encoders(self) -> Sequence[nn.Module]:
+        """Of texts and pictures; on the device only while they work."""
+        ...
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether clips begin from a picture."""
+        ...
+
+    @property
+    def guidance(self) -> Tensor | None:
+        """How guidance varies over a clip, see ``Condition``; None where it does not."""
+        ...
+
+    @property
+    def adapter_layout(self) -> AdapterLayout:
+        """Of saved adapters."""
+        ...
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip."""
@@ -185,6 +211,19 @@ def check_text_length(tokenizer: Any, text: str, limit: int) -> None:
             f"a prompt has at most {limit} tokens for this model; shorten this one of {tokens}: "
             f"{text[:60]!r}{'…' if len(text) > 60 else ''}"
         )
+
+
+def discrete_prediction(scheduler: Any) -> Literal["epsilon", "v"]:
+    """What a network on a table of noise levels predicts, from its scheduler's config.
+
+    Raises:
+        ModelError: neither ε nor v.
+    """
+    kinds: dict[str, Literal["epsilon", "v"]] = {"epsilon": "epsilon", "v_prediction": "v"}
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in kinds:
+        raise ModelError(f"this network should predict epsilon or v_prediction; the scheduler's config says {kind!r}")
+    return kinds[kind]
 
 
 def load_pipeline(pipeline: Any, options: FamilyOptions, what: str, half: Sequence[str] = ()) -> Any:

@@ -4,7 +4,7 @@ The pipeline's own text encoding is used; the sampler is reelign's. With two exp
 to the first and the others to the second, and both get an adapter. Multi-timestep inputs (Wan 2.2 TI2V 5B) are given
 one time for all tokens.
 
-Left out: image-to-video, a second guidance scale for the second expert.
+Left out: image-to-video, which is ``wan_image.py``; a second guidance scale for the second expert.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reelign.errors import ConfigError, ModelError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import check_text_length, pick_device
 from reelign.generators.lora import FILES, LoraOptions
-from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory
+from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory, latent_statistics
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
 
@@ -191,7 +191,7 @@ class WanGenerator:
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Latents to float32 [B,T',3,H,W] in [0,1]; decodes the least causal prefix that holds ``frames``."""
         vae = self.pipeline.vae
-        mean, std = self._latent_statistics(x)
+        mean, std = latent_statistics(vae, x)
         z = (x * std + mean).to(vae.dtype)
         video = decode_frames(vae, z, frames, self.options.decode_checkpointing)
         return video.float().transpose(1, 2) * 0.5 + 0.5
@@ -200,7 +200,7 @@ class WanGenerator:
     def decode_next(self, x: Tensor, memory: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """As ``decode``, of latents x [B,C,f,h,w] that follow those in ``memory``; and the memory with them."""
         vae = self.pipeline.vae
-        mean, std = self._latent_statistics(x)
+        mean, std = latent_statistics(vae, x)
         memory, parts = empty_memory(vae) if memory is None else memory, []
         for z in torch.split((x * std + mean).to(vae.dtype), 1, dim=2):
             out, memory = decode_latent_frame(vae, z, memory)
@@ -213,15 +213,8 @@ class WanGenerator:
         vae = self.pipeline.vae
         posterior = vae.encode((video.transpose(1, 2) * 2 - 1).to(self.device, vae.dtype)).latent_dist
         x: Tensor = posterior.mode().float()
-        mean, std = self._latent_statistics(x)
+        mean, std = latent_statistics(vae, x)
         return (x - mean) / std
-
-    def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.pipeline.vae.config
-        mean, std = (
-            torch.tensor(v, dtype=like.dtype).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
-        )
-        return mean.to(like.device), std.to(like.device)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or every weight where there is no adapter; prefixed by the expert's number."""

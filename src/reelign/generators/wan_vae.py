@@ -18,6 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from reelign.errors import DataError
 
 
+def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of latents, each [1,C,1,1,1]; networks see (z − mean)/deviation."""
+    mean, std = (
+        torch.tensor(v, dtype=like.dtype).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean.to(like.device), std.to(like.device)
+
+
 def latent_of_frame(frame: int, ratio: int = 4) -> int:
     """Index of the latent frame that holds a pixel frame: the first alone, then ``ratio`` a latent."""
     return 0 if frame == 0 else 1 + (frame - 1) // ratio

@@ -31,6 +31,7 @@ from reelign.generators.modelscope import ModelScopeOptions
 from reelign.generators.opensora import OpenSoraOptions
 from reelign.generators.stable_video_diffusion import StableVideoDiffusionOptions
 from reelign.generators.translation import TranslationOptions
+from reelign.generators.videocrafter import VideoCrafterOptions
 from reelign.generators.wan import WanOptions
 from reelign.generators.wan_image import WanImageOptions
 from reelign.guard.watch import GuardOptions
@@ -144,6 +145,7 @@ PromptedOptions = (
     | LtxOptions
     | HunyuanVideoOptions
     | StableVideoDiffusionOptions
+    | VideoCrafterOptions
 )
 GeneratorOptions = PromptedOptions | TranslationOptions
 

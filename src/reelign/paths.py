@@ -126,8 +126,8 @@ class DiscretePath:
     Args:
         alphas_cumprod: [N] float64.
         prediction: what the network predicts.
-        scale: [N] or longer, s; None is 1 everywhere. VideoCrafter2 lowers it from 1 to 0.7 over 400 entries. The noise
-            an ancestral step adds is computed without it, as its authors do.
+        scale: [N] or longer, s; None is 1 everywhere. VideoCrafter2 lowers it (``falling_scale``). The noise an
+            ancestral step adds is computed without it, as its authors do.
         grid: ``leading`` or ``trailing``; the latter takes no scale.
     """
 
@@ -194,3 +194,11 @@ def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, steps: int 
     r"""ᾱ of the schedule of Stable Diffusion and its video heirs: β = linspace(√start, √end, N)², [N] float64."""
     beta = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
     return torch.cumprod(1 - beta, 0)
+
+
+def falling_scale(end: float = 0.7, fall: int = 400, steps: int = 1000) -> Tensor:
+    """s of VideoCrafter2: from 1 to ``end`` in equal parts over ``fall`` entries, then ``end``; [fall + steps] float64.
+
+    Its authors' array has 1400 entries, of which a chain reads the first 1000: the fall ends at 399 of 999.
+    """
+    return torch.cat([torch.linspace(1, end, fall, dtype=torch.float64), torch.full((steps,), end).double()])

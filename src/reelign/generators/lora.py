@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ConfigError, ModelError
+from reelign.zoo.published import read_weights
 
 NAME = "reelign"
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
@@ -117,12 +118,18 @@ def load_adapter_state(network: nn.Module, state: dict[str, Tensor], source: str
     """Put weights under PEFT's names into the adapter, exactly.
 
     Raises:
-        ModelError: the names do not fit this adapter.
+        ModelError: the names or the rank do not fit this adapter.
     """
     expected = adapter_state(network)
     if set(expected) != set(state):
         odd = sorted(set(expected) ^ set(state))[:3]
         raise ModelError(f"the adapter in {source} does not fit this network and its LoRA targets: {', '.join(odd)}, …")
+    if odd := [name for name, own in expected.items() if own.shape != state[name].shape]:
+        ours, theirs = (list(part[odd[0]].shape) for part in (expected, state))
+        raise ModelError(
+            f"the adapter in {source} has another rank or network: {odd[0]} is {theirs} there and {ours} here; "
+            "generator.lora.rank has to be the one it was trained with"
+        )
     set_peft_model_state_dict(network, state, adapter_name=NAME)
 
 
@@ -150,12 +157,27 @@ def save_adapter(network: nn.Module, folder: Path, part: str, layout: AdapterLay
 def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
     """Put an adapter that ``save_adapter`` wrote, in either layout, into the network's own, bit for bit.
 
+    Args:
+        folder: or a file of weights under PEFT's names, whatever modules the network was wrapped in when it was written
+            (VADER's ``peft_model_N.pt``: ``base_model.model.model.diffusion_model.*``).
+
     Raises:
         ModelError: there is none in the folder, or it does not fit.
     """
+    if folder.is_file():
+        state = read_weights(str(folder))
+        load_adapter_state(network, _unwrapped(state, adapter_state(network)), str(folder))
+        return
     found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
     if not found:
         raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
     layout, file = found[0]
     prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
     load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))
+
+
+def _unwrapped(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrapping put before them, found from one of the names that are expected."""
+    known = next(iter(expected))
+    prefix = next((name.removesuffix(known) for name in state if name.endswith(f".{known}")), "")
+    return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -1,0 +1,338 @@
+"""VideoCrafter2 from a tiny random checkpoint in the published key layout."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPTokenizer
+
+from reelign.algorithms.reward_gradient import Config, RewardGradient
+from reelign.build import build_generator
+from reelign.config import parse_config
+from reelign.contracts import Generator, Request
+from reelign.errors import ConfigError, DataError, ModelError
+from reelign.generators.videocrafter import load_videocrafter
+from reelign.generators.videocrafter_network import Sizes, VideoCrafterUNet
+from reelign.rewards.brightness_range import BrightnessRange
+from reelign.rewards.weighted import Term, WeightedReward
+from reelign.sampling import generate
+
+SIZES = Sizes(channels=(32, 64), attention=(True, False), blocks=1, head=8, text=32)
+REQUEST = Request(("a cat", "a dog"))
+QKV = ["to_q", "to_k", "to_v"]
+WORDS = ["!", *"abcdefgot", *(f"{c}</w>" for c in "agt"), "<|startoftext|>", "<|endoftext|>"]
+START, END = len(WORDS) - 2, len(WORDS) - 1
+LENGTH, WIDTH, LAYERS = 12, 32, 3
+
+
+def random_text(random):
+    """Weights of a text tower under open_clip's names."""
+
+    def draw(*shape):
+        return 0.2 * torch.randn(*shape, generator=random)
+
+    weights = {
+        "positional_embedding": draw(LENGTH, WIDTH),
+        "text_projection": draw(WIDTH, 8),
+        "logit_scale": torch.tensor(2.0),
+        "token_embedding.weight": draw(len(WORDS), WIDTH),
+        "ln_final.weight": 1 + draw(WIDTH),
+        "ln_final.bias": draw(WIDTH),
+    }
+    for layer in range(LAYERS):
+        shapes = {
+            "ln_1.weight": (WIDTH,), "ln_1.bias": (WIDTH,), "ln_2.weight": (WIDTH,), "ln_2.bias": (WIDTH,),
+            "attn.in_proj_weight": (3 * WIDTH, WIDTH), "attn.in_proj_bias": (3 * WIDTH,),
+            "attn.out_proj.weight": (WIDTH, WIDTH), "attn.out_proj.bias": (WIDTH,),
+            "mlp.c_fc.weight": (4 * WIDTH, WIDTH), "mlp.c_fc.bias": (4 * WIDTH,),
+            "mlp.c_proj.weight": (WIDTH, 4 * WIDTH), "mlp.c_proj.bias": (WIDTH,),
+        }  # fmt: skip
+        weights |= {f"transformer.resblocks.{layer}.{name}": draw(*shape) for name, shape in shapes.items()}
+    return weights
+
+
+def states_before_the_last_layer(weights, tokens):
+    """An independent reading of open_clip's text tower: [L] to [L,D]."""
+    x = weights["token_embedding.weight"][tokens] + weights["positional_embedding"]
+    mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
+    for layer in range(LAYERS - 1):
+        w = {
+            name.removeprefix(start): value
+            for start in [f"transformer.resblocks.{layer}."]
+            for name, value in weights.items()
+            if name.startswith(start)
+        }
+        attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
+        attention.load_state_dict({name.removeprefix("attn."): v for name, v in w.items() if name.startswith("attn.")})
+        y = functional.layer_norm(x, (WIDTH,), w["ln_1.weight"], w["ln_1.bias"])
+        x = x + attention(y, y, y, attn_mask=mask, need_weights=False)[0]
+        y = functional.layer_norm(x, (WIDTH,), w["ln_2.weight"], w["ln_2.bias"])
+        y = functional.gelu(y @ w["mlp.c_fc.weight"].T + w["mlp.c_fc.bias"])
+        x = x + y @ w["mlp.c_proj.weight"].T + w["mlp.c_proj.bias"]
+    return functional.layer_norm(x, (WIDTH,), weights["ln_final.weight"], weights["ln_final.bias"])
+
+
+def in_latent_diffusions_names(vae):
+    """Diffusers' names of an autoencoder of two levels to those of latent diffusion."""
+    renamed = {}
+    for name, value in vae.state_dict().items():
+        side = name.partition(".")[0]
+        for old, new in {
+            "conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut",
+            "down_blocks.": "down.", "up_blocks.0.": "up.1.", "up_blocks.1.": "up.0.",
+            "resnets.": "block.", "downsamplers.0": "downsample", "upsamplers.0": "upsample",
+            "mid_block.block.0": "mid.block_1", "mid_block.block.1": "mid.block_2",
+            "mid_block.attentions.0": "mid.attn_1", "group_norm": "norm",
+            "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+        }.items():  # fmt: skip
+            name = name.replace(old, new) if side in ("encoder", "decoder") else name
+        convolved = any(f"attn_1.{part}.weight" in name for part in ("q", "k", "v", "proj_out"))
+        renamed[name] = value[:, :, None, None] if convolved else value
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    unet = VideoCrafterUNet(SIZES)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=32,
+    ).eval()  # fmt: skip
+    return {"unet": unet, "vae": vae, "text": random_text(torch.Generator().manual_seed(1))}
+
+
+def published(parts):
+    weights = {f"model.diffusion_model.{name}": value for name, value in parts["unet"].state_dict().items()}
+    weights |= {f"first_stage_model.{name}": v for name, v in in_latent_diffusions_names(parts["vae"]).items()}
+    weights |= {f"cond_stage_model.model.{name}": value for name, value in parts["text"].items()}
+    return weights | {"cond_stage_model.model.attn_mask": torch.zeros(LENGTH, LENGTH), "betas": torch.zeros(1000)}
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videocrafter2")
+    torch.save({"state_dict": published(parts), "epoch": 3}, folder / "model.ckpt")
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def load(folder):
+    def load(**changed):
+        size = {
+            "height": 16,
+            "width": 24,
+            "frames": 3,
+            "device": "cpu",
+            "lora": {"rank": 4, "alpha": 8, "targets": QKV},
+        }
+        return load_videocrafter(**{"model": str(folder), "tokenizer": str(folder / "tokenizer"), **size, **changed})
+
+    return load
+
+
+def noise(generator):
+    return torch.randn(2, *generator.latent_shape(), generator=torch.Generator().manual_seed(3))
+
+
+def test_is_a_generator_and_decodes_only_what_is_asked(load):
+    generator = load()
+    assert isinstance(generator, Generator)
+    assert generator.latent_shape() == (4, 3, 8, 12)
+    assert (generator.fps, generator.default_steps, generator.default_guidance_scale) == (24.0, 25, 12.0)
+    x = noise(generator)
+    calls = []
+    with torch.no_grad():
+        whole = generator.decode(x)
+        generator.family.vae.decoder.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+        some = generator.decode(x, [2, 0])
+    assert whole.shape == (2, 3, 3, 16, 24)
+    assert calls == [2, 2]  # two frames of two clips, and no other
+    torch.testing.assert_close(some, whole[:, [2, 0]], rtol=0, atol=1e-6)
+
+
+def test_the_autoencoder_is_the_one_in_the_file(load, parts):
+    generator = load(decode_checkpointing=True)
+    x = noise(generator).requires_grad_()
+    theirs = parts["vae"].decode(x[:, :, 1] / 0.18215).sample
+    ours = generator.decode(x, [1])
+    torch.testing.assert_close(ours[:, 0], (theirs * 0.5 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours[:, 0], (theirs * 0.5 + 0.5).clamp(0, 1))]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    video = torch.rand(2, 3, 3, 16, 24, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        theirs = 0.18215 * parts["vae"].encode(video[:, 2] * 2 - 1).latent_dist.mode()
+    torch.testing.assert_close(generator.encode_video(video)[:, :, 2], theirs, rtol=0, atol=1e-5)
+
+
+def test_the_text_is_read_before_the_last_layer_and_filled_up_with_zeros(load, parts):
+    generator = load()
+    condition = generator.encode(REQUEST)
+    ids = [WORDS.index(word) for word in ("a</w>", "d", "o", "g</w>")]
+    tokens = torch.tensor([START, *ids, END] + [0] * (LENGTH - 6))
+    expected = states_before_the_last_layer(parts["text"], tokens)
+    torch.testing.assert_close(condition.positive["text"][1], expected, rtol=0, atol=1e-5)
+    empty = states_before_the_last_layer(parts["text"], torch.tensor([START, END] + [0] * (LENGTH - 2)))
+    torch.testing.assert_close(condition.negative["text"][1], empty, rtol=0, atol=1e-5)
+    with pytest.raises(DataError, match="at most 12 tokens for this model; shorten this one of 22"):
+        generator.encode(Request(("a " * 20,)))
+
+
+def test_the_network_is_told_the_frame_rate(load, parts):
+    x, t = torch.randn(2, 4, 3, 8, 12, generator=torch.Generator().manual_seed(3)), torch.tensor(401.0)
+    outputs = []
+    for options, told in (({}, 24.0), ({"fps": 8}, 8.0), ({"fps": 10, "conditioning_fps": 24}, 24.0)):
+        generator = load(**options)
+        condition = generator.encode(REQUEST)
+        assert condition.positive["fps"].tolist() == [told, told]
+        with torch.no_grad():
+            outputs.append(generator.predict(x, t, condition))
+            direct = parts["unet"](x, t.expand(2), condition.positive["text"], torch.tensor([told, told]))
+        torch.testing.assert_close(outputs[-1], direct, rtol=0, atol=1e-5)
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_vaders_training_moves_the_adapter_and_nothing_else(load):
+    generator = load(gradient_checkpointing=True)
+    reward = WeightedReward([Term("brightness", BrightnessRange(low=0.8, high=0.9))])
+    config = Config(steps=4, guidance_scale=12.0, eta=1.0, k=1, lr=1e-2, frames="random")
+    algorithm = RewardGradient(generator, reward, config)
+    network = generator.family.unet
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for _ in range(2):
+        assert algorithm.step(REQUEST)["gradient_norm"] > 0
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert any("lora_A" in name for name in moved)  # from the second step on, when the up matrices are no more zero
+    clips = generate(generator, REQUEST, [1, 2], steps=4, guidance_scale=3.0, eta=1.0)
+    assert clips.video.shape == (2, 3, 3, 16, 24)
+
+
+def test_an_adapter_comes_back_bit_for_bit_and_loads_in_peft(load, parts, tmp_path):
+    generator = load()
+    x, condition, t = noise(generator), generator.encode(REQUEST), torch.tensor(401.0)
+    with torch.no_grad():
+        with generator.reference():
+            base = generator.predict(x, t, condition)
+        assert torch.equal(generator.predict(x, t, condition), base)
+        for parameter in generator.trainable().values():
+            parameter += 0.05
+        moved = generator.predict(x, t, condition)
+        assert not torch.allclose(moved, base, atol=1e-4)
+        generator.save(str(tmp_path))
+        assert torch.equal(load(adapter=str(tmp_path)).predict(x, t, condition), moved)
+        unet = VideoCrafterUNet(SIZES).eval()
+        unet.load_state_dict(parts["unet"].state_dict())
+        theirs = peft.PeftModel.from_pretrained(unet, tmp_path).eval()
+        output = theirs(x, t.expand(2), condition.positive["text"], condition.positive["fps"])
+        torch.testing.assert_close(output, moved, rtol=0, atol=1e-5)
+
+
+class Wrapped(nn.Module):
+    """The U-Net inside two modules, as it is in VADER's program."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.diffusion_model = unet
+
+
+@pytest.mark.parametrize("rank", [4, 6])
+def test_vaders_published_adapters_load(load, parts, tmp_path, rank):
+    unet = VideoCrafterUNet(SIZES)
+    unet.load_state_dict(parts["unet"].state_dict())
+    model = peft.get_peft_model(Wrapped(unet), peft.LoraConfig(r=rank, target_modules=QKV, lora_dropout=0.01))
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.3)
+    state = peft.get_peft_model_state_dict(model)
+    assert all(name.startswith("base_model.model.model.diffusion_model.") for name in state)
+    file = tmp_path / f"peft_model_{rank}.pt"
+    torch.save(state, file)
+    generator = load(adapter=str(file), lora={"rank": rank, "alpha": 8, "targets": QKV})
+    x, condition, t = noise(generator), generator.encode(REQUEST), torch.tensor(401.0)
+    with torch.no_grad():
+        theirs = unet.eval()(x, t.expand(2), condition.positive["text"], condition.positive["fps"])
+        torch.testing.assert_close(generator.predict(x, t, condition), theirs, rtol=0, atol=1e-5)
+        with generator.reference():
+            assert not torch.allclose(generator.predict(x, t, condition), theirs, atol=1e-3)
+    with pytest.raises(ModelError, match=r"another rank or network: .* is \[\d, 64\] there and \[5, 64\] here"):
+        load(adapter=str(file), lora={"rank": 5, "alpha": 8, "targets": QKV})
+    del state[next(iter(state))]
+    torch.save(state, file)
+    with pytest.raises(ModelError, match="does not fit this network"):
+        load(adapter=str(file), lora={"rank": rank, "alpha": 8, "targets": QKV})
+
+
+def test_every_weight_can_be_trained_and_saved(load, tmp_path):
+    generator = load(train_all=True, dtype="bfloat16", lora=None)
+    with torch.no_grad():
+        for parameter in generator.trainable().values():
+            parameter += 0.01
+    generator.save(str(tmp_path))
+    fresh = load(train_all=True, lora=None)
+    fresh.load(str(tmp_path))
+    assert len(fresh.trainable()) == len(dict(VideoCrafterUNet(SIZES).named_parameters()))
+    assert all(torch.equal(p, generator.trainable()[name]) for name, p in fresh.trainable().items())
+
+
+def test_half_precision_is_near(load):
+    exact, half = load(), load(dtype="bfloat16")
+    x, t = noise(exact), torch.tensor(401.0)
+    with torch.no_grad():
+        ours, reference = (g.predict(x, t, g.encode(REQUEST)) for g in (half, exact))
+    assert (ours - reference).norm() < 0.05 * reference.norm()
+
+
+def test_runs_are_configured_by_kind(folder):
+    options = {"kind": "videocrafter2", "model": str(folder), "tokenizer": str(folder / "tokenizer"), "height": 16,
+               "width": 16, "frames": 2, "device": "cpu"}  # fmt: skip
+    config = parse_config({"output": "x", "generator": options, "rewards": [{"name": "brightness_range"}]})
+    generator = build_generator(config.generator.model_dump())
+    assert generator.latent_shape() == (4, 2, 8, 8)
+    lora = config.generator.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (16, 8, ("to_q", "to_k", "to_v"))
+
+
+def test_wrong_input_is_one_line(load, parts, folder, tmp_path):
+    with pytest.raises(ConfigError, match="multiples of 4 for this model; got 18x24"):
+        load(height=18)
+    with pytest.raises(ConfigError, match=r"set generator\.clips to 1, not 2"):
+        load(clips=2)
+    with pytest.raises(ModelError, match=r"no weight file at .*model\.ckpt"):
+        load(model=str(tmp_path))
+    with pytest.raises(ModelError, match=r"generator\.tokenizer is CLIP's, of 15 words; the one in .* has 2"):
+        load(tokenizer=str(tmp_path))
+    with pytest.raises(ModelError, match="no weight file at"):
+        load(adapter=str(tmp_path / "peft_model_10.pt"))
+    with pytest.raises(DataError, match="clips from text alone"):
+        load().encode(Request(("a cat",), first_frames=torch.zeros(1, 3, 16, 24)))
+
+    def refused(weights, message):
+        torch.save({"state_dict": weights}, tmp_path / "model.ckpt")
+        with pytest.raises(ModelError, match=message):
+            load(model=str(tmp_path / "model.ckpt"))
+
+    weights = published(parts)
+    refused(weights | {"scale_arr": torch.ones(1000)}, "another noise schedule than VideoCrafter2's: its scale_arr")
+    refused(
+        {n: w for n, w in weights.items() if not n.startswith("first_stage")}, r"holds weights first_stage_model\.\*"
+    )
+    refused({n: w for n, w in weights.items() if "fps_embedding" not in n}, r"fps_embedding\.0\.weight")
+    refused({n: w for n, w in weights.items() if "out.2.bias" not in n}, r"lacks 1 \(out\.2\.bias")
+    refused({n: w for n, w in weights.items() if "decoder.mid.attn_1.q.bias" not in n}, "the autoencoder in .* lacks 1")
+    refused(
+        {n: w for n, w in weights.items() if "ln_final.bias" not in n}, "the text tower of the checkpoint .* lacks 1"
+    )

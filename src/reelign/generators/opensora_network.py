@@ -65,9 +65,7 @@ class STDiT3Config:
         """
         for name, value in FIXED.items():
             if config.get(name, value) != value:
-                raise ModelError(
-                    f"an STDiT3 here has {name} {value}, as published; this config.json has {config[name]}"
-                )
+                raise ModelError(f"a published STDiT3 has {name} {value}; this config.json has {config[name]}")
         known = {field.name for field in fields(cls)}
         chosen = {name: value for name, value in config.items() if name in known}
         if "patch_size" in chosen:

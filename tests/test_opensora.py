@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -403,6 +406,16 @@ def test_wrong_settings_are_one_line(folders, generator, tmp_path):
         load_opensora(**{**folders, "text_encoder": str(tmp_path)}, **SIZE)
     with pytest.raises(ModelError, match=r"has qk_norm True; this config\.json has False"):
         STDiT3Config.from_published({"qk_norm": False})
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed: spiece.model is read")
+def test_a_tokenizer_that_cannot_be_read_says_what_is_missing(folders, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(folders["text_encoder"]) / name, tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"\x0a\x0e")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    with pytest.raises(ModelError, match=r"needs sentencepiece: pip install 'reelign\[t5\]'"):
+        load_opensora(**{**folders, "text_encoder": str(tmp_path)}, **SIZE)
 
 
 def test_the_recipe_is_vaders_run():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -195,10 +196,13 @@ def _load_text(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"generator.text_encoder is T5 with its tokenizer; none in {name!r}: {reason}") from error
+        hint = "" if find_spec("sentencepiece") else "; a spiece.model needs sentencepiece: pip install 'reelign[t5]'"
+        raise ModelError(
+            f"generator.text_encoder is T5 with its tokenizer; none in {name!r}: {reason}{hint}"
+        ) from error
     if not 0 <= encoder.config.vocab_size - len(tokenizer) < SPARE_WORDS:
         raise ModelError(
             f"generator.text_encoder is T5 with its tokenizer; {name!r} has {encoder.config.vocab_size} words in one "
-            f"and {len(tokenizer)} in the other: put T5's tokenizer.json beside it"
+            f"and {len(tokenizer)} in the other: put T5's tokenizer beside it"
         )
     return encoder, tokenizer

@@ -41,6 +41,7 @@ TABLE: dict[str, dict[str, str]] = {
         "hunyuan_video": "reelign.generators.hunyuan_video:load_hunyuan_video",
         "stable_video_diffusion": "reelign.generators.stable_video_diffusion:load_stable_video_diffusion",
         "modelscope": "reelign.generators.modelscope:load_modelscope",
+        "opensora": "reelign.generators.opensora:load_opensora",
         "videocrafter2": "reelign.generators.videocrafter:load_videocrafter",
         "translation": "reelign.generators.translation:load_translation",
     },

@@ -28,6 +28,7 @@ from reelign.generators.cogvideox import CogVideoXOptions
 from reelign.generators.hunyuan_video import HunyuanVideoOptions
 from reelign.generators.ltx import LtxOptions
 from reelign.generators.modelscope import ModelScopeOptions
+from reelign.generators.opensora import OpenSoraOptions
 from reelign.generators.stable_video_diffusion import StableVideoDiffusionOptions
 from reelign.generators.translation import TranslationOptions
 from reelign.generators.videocrafter import VideoCrafterOptions
@@ -136,7 +137,9 @@ Settings = (
 )
 PromptedOptions = (
     WanOptions
+    | ModelScopeOptions
     | CausalWanOptions
+    | OpenSoraOptions
     | WanImageOptions
     | CogVideoXOptions
     | LtxOptions

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -173,6 +173,15 @@ class Family(Protocol):
 
     def encode_video(self, video: Tensor) -> Tensor:
         """One clip [B,T,3,H,W] in [-1,1] to latents, by the mode of the posterior."""
+        ...
+
+
+@runtime_checkable
+class OwnNegative(Protocol):
+    """A family whose guidance is away from something of its own, and not from a text."""
+
+    def negative(self, positive: Features) -> Features:
+        """What the negative branch sees beside these features of the prompts, batch first."""
         ...
 
 

@@ -17,7 +17,7 @@ from reelign.contracts import Condition, Request
 from reelign.datasets.first_frames import FirstFrames
 from reelign.errors import ConfigError, DataError
 from reelign.generators.denoisers import Denoisers
-from reelign.generators.family import Family, FamilyOptions, Features, checked_frames, pick_device
+from reelign.generators.family import Family, FamilyOptions, Features, OwnNegative, checked_frames, pick_device
 
 
 class FamilyGenerator:
@@ -92,7 +92,9 @@ class FamilyGenerator:
         texts = self._encode_texts([*request.prompts, *([] if negative_prompt is None else [negative_prompt])])
         positive = {name: torch.stack([text[name] for text in texts[:count]]) for name in texts[0]}
         negative = None
-        if negative_prompt is not None:
+        if negative_prompt is not None and isinstance(self.family, OwnNegative):
+            negative = self.family.negative(self._on_device(positive))
+        elif negative_prompt is not None:
             negative = {name: value.expand(count, *value.shape) for name, value in texts[-1].items()}
         condition = Condition(self._on_device(positive), negative and self._on_device(negative), self.family.guidance)
         pictures = self._first_frames(request)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from reelign.errors import ModelError
 from reelign.zoo.models import resolve_model
 
+WEIGHT_FILES = ("*.json", "*.safetensors")
+
 
 def find_file(name: str) -> Path:
     """The local file behind a path or behind ``owner/name:file`` on the hub.
@@ -85,6 +87,19 @@ def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"a weight file maps names to tensors; {file} does not")
     return {name.removeprefix("module."): value.float() if float32 else value for name, value in content.items()}
+
+
+def read_folder(name: str) -> dict[str, Tensor]:
+    """As ``read_weights``, as stored, of every safetensors file of a folder or of ``owner/name`` on the hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = find_folder(name, WEIGHT_FILES)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"weights are in .safetensors files; there is none in {folder}")
+    return {key: value for file in files for key, value in read_weights(str(file), float32=False).items()}
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: tuple[str, ...] = ()) -> None:

@@ -68,7 +68,8 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
         return
     _require_plain_launch()
     _choose_gpu()
-    dist.init_process_group(timeout=timeout)  # gloo for the CPU, and nccl for GPUs
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)  # they agree on the CPU
     if not leads():
         logging.getLogger("reelign").setLevel(logging.ERROR)
     try:
@@ -92,6 +93,8 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
 
 def _require_plain_launch() -> None:
     asked = [name for name in WRAPPERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")]
+    if asked and os.environ.get("RANK") != "0":
+        raise SystemExit(2)
     if asked:
         raise ConfigError(
             f"each process holds the whole generator; accelerate is told to use {asked[0]}, which is not supported: "

@@ -302,7 +302,7 @@ class RewardGradient:
         self.random.set_state(state["random"])
         self.balance.restore(state["balance"])
         self.updates = int(state["updates"])
-        self.seed = int(state["seed"])
+        self.seed = int(state.get("seed", self.seed))  # older checkpoints do not have it
 
 
 def _on_cpu(scores: dict[str, Tensor]) -> dict[str, Tensor]:

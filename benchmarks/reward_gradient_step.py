@@ -36,6 +36,7 @@ from reelign.contracts import Request
 from reelign.generators.wan import WanGenerator
 from reelign.rewards.clip_similarity import ClipSimilarity
 from reelign.rewards.weighted import Term, WeightedReward
+from reelign.sampling import SeededNoise
 
 GUIDANCE = 3.0
 FLAT_STEPS = (5, 10, 25, 50)
@@ -85,7 +86,9 @@ class Ours:
         """From prompts to the loss, with a graph."""
         algorithm = self.algorithm
         live = gradient_steps(algorithm.config, algorithm.random)
-        batch, divergence = algorithm.rollout(self.request, self.noise, live, [self.frame])
+        batch, divergence = algorithm.rollout(
+            self.request, self.noise, live, [self.frame], SeededNoise(range(len(self.request)))
+        )
         objective = algorithm.reward.objective(algorithm.reward.scores(batch))
         return -objective.mean() + algorithm.config.kl_weight * divergence
 

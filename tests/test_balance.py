@@ -16,6 +16,7 @@ from reelign.errors import ConfigError
 from reelign.paths import FlowPath
 from reelign.rewards.balance import LARGEST, Balance, RunningDeviation, conflicts
 from reelign.rewards.weighted import Term, WeightedReward
+from reelign.sampling import SeededNoise
 
 
 class Greenness:
@@ -98,9 +99,9 @@ def test_a_constraint_holds_what_the_reward_alone_would_give_up():
             multipliers.append(logged.get("multiplier/greenness", 0.0))
         noise = torch.randn(4, *one.generator.latent_shape(), generator=torch.Generator().manual_seed(7))
         with torch.no_grad():
-            batch, _ = one.rollout(PROMPTS, noise, frozenset(), list(range(6)))
+            batch, _ = one.rollout(PROMPTS, noise, frozenset(), list(range(6)), SeededNoise(range(4)))
             with one.generator.reference():
-                base, _ = one.rollout(PROMPTS, noise, frozenset(), list(range(6)))
+                base, _ = one.rollout(PROMPTS, noise, frozenset(), list(range(6)), SeededNoise(range(4)))
         ends.append((logged["reward"], float((seen(base) - seen(batch)).mean())))
     assert ends[0][1] > 0.05
     assert ends[1][1] < 0.03

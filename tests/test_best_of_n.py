@@ -5,6 +5,7 @@ import pytest
 import torch
 from linear_generator import LinearGenerator
 
+from reelign.algorithms import flow_matching
 from reelign.algorithms.best_of_n import BestOfN, Config, reward_weights
 from reelign.contracts import Condition, Request
 from reelign.errors import DataError, NonFiniteError
@@ -57,13 +58,22 @@ def test_weights_by_hand():
         reward_weights(np.array([1.0]), 0.0)
 
 
-def test_captions_are_dropped_at_their_share():
+def test_dropped_captions_are_the_negative_prompts():
     condition = Condition({"y": torch.ones(4000, 2)}, {"y": torch.zeros(4000, 2)})
-    mixed = drop_captions(condition, 0.25, torch.Generator().manual_seed(0)).positive["y"]
-    assert mixed[:, 0].mean().item() == pytest.approx(0.75, abs=0.03)
-    assert torch.equal(mixed[:, 0], mixed[:, 1])  # whole rows
-    assert drop_captions(condition, 0.0, torch.Generator()) is condition
-    assert drop_captions(Condition({"y": torch.ones(3, 2)}), 0.9, torch.Generator()).positive["y"].sum() == 6
+    dropped = torch.rand(4000, generator=torch.Generator().manual_seed(0)) < 0.25
+    mixed = drop_captions(condition, dropped).positive["y"]
+    assert torch.equal(mixed, (~dropped).float()[:, None].expand(-1, 2))  # whole rows
+    assert drop_captions(condition, torch.zeros(4000, dtype=torch.bool)) is condition
+    assert drop_captions(Condition({"y": torch.ones(3, 2)}), torch.ones(3) > 0).positive["y"].sum() == 6
+
+
+def test_training_drops_captions_at_their_share(monkeypatch):
+    seen = []
+    monkeypatch.setattr(flow_matching, "drop_captions", lambda condition, rows: seen.append(rows) or condition)
+    algorithm = make(caption_dropout=0.25)
+    for _ in range(100):
+        algorithm.step(request())
+    assert torch.cat(seen).float().mean().item() == pytest.approx(0.25, abs=0.08)
 
 
 @pytest.mark.parametrize("path", [FlowPath(3.0), DiscretePath(scaled_linear_alphas())], ids=["flow", "epsilon"])
@@ -74,7 +84,7 @@ def test_the_loss_is_the_papers(path):
     clean = algorithm.latents.encode(asked.source_videos)
     noise = torch.randn(clean.shape)
     level = torch.tensor([0, 100, 500, 998])
-    loss = algorithm.loss(asked, clean, noise, level)
+    loss = algorithm.loss(asked, clean, noise, level, torch.zeros(4, dtype=torch.bool))
     rows = []
     schedule = path.schedule(999)
     for i in range(4):

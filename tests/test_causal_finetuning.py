@@ -13,6 +13,7 @@ from reelign.paths import FlowPath
 
 PROMPTS = ("a red circle moving left", "a blue square bouncing")
 MODES = ("teacher_forcing", "diffusion_forcing")
+KEPT = torch.zeros(2, dtype=torch.bool)  # no caption is dropped
 
 
 def request(frames: int = 17) -> Request:
@@ -66,7 +67,7 @@ def test_the_loss_is_the_sum_over_blocks_each_after_its_past(random_wan_folder, 
     clean = algorithm.latents.encode(asked.source_videos)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     index = algorithm._draw(0, 2)
-    loss = algorithm.loss(asked, (clean, noise), index, (clean, torch.zeros(2, 5)))
+    loss = algorithm.loss(asked, (clean, noise), index, (clean, torch.zeros(2, 5)), KEPT)
     schedule, condition = made.path.schedule(LEVELS), made.encode(asked)
     weights, terms = bell_weights(schedule.t), []
     memory = made.begin(condition)
@@ -88,10 +89,10 @@ def test_without_the_bell_all_times_count_alike(random_wan_folder):
     algorithm = make(random_wan_folder, weighting="none", caption_dropout=0.0)
     clean = algorithm.latents.encode(request().source_videos)
     noise, index = torch.zeros_like(clean), torch.zeros(2, 5, dtype=torch.long)  # σ = 1: the input is all zero
-    loss = algorithm.loss(request(), (clean, noise), index, (clean, torch.zeros(2, 5)))
+    loss = algorithm.loss(request(), (clean, noise), index, (clean, torch.zeros(2, 5)), KEPT)
     assert loss > 0
     algorithm.weights = bell_weights(algorithm.levels.t)
-    assert algorithm.loss(request(), (clean, noise), index, (clean, torch.zeros(2, 5))) == 0
+    assert algorithm.loss(request(), (clean, noise), index, (clean, torch.zeros(2, 5)), KEPT) == 0
 
 
 def test_an_augmented_past_has_the_noise_that_its_times_say(random_wan_folder):

@@ -14,7 +14,7 @@ from reelign.errors import ConfigError, DataError
 from reelign.latents import LatentCache
 from reelign.paths import DiscretePath, FlowPath, scaled_linear_alphas
 from reelign.rewards.weighted import Term, WeightedReward
-from reelign.sampling import ChainOptions, chain
+from reelign.sampling import ChainOptions, SeededNoise, chain
 
 PROMPTS = ("aa", "bbb", "cccc", "ddddd")
 
@@ -63,7 +63,7 @@ def test_start_chain_and_gradients_are_the_originals(golden, name, steps, tau, t
 def test_begins_at_the_noise_level_of_tau(path, random):
     algorithm = make(path, offset_noise=0.0, tau=0.5, steps=10)
     noise = torch.randn(4, 4, 6, 3, 3, generator=random)
-    x, schedule = algorithm.begin(request(), noise, random)
+    x, schedule = algorithm.begin(request(), noise, SeededNoise(range(4)))
     whole = path.schedule(10)
     assert len(schedule) == 5
     assert schedule.sigma[0] == whole.sigma[5]
@@ -78,10 +78,10 @@ def test_runs_only_its_share_of_the_chain():
     assert algorithm.update.generator.calls == 12
 
 
-def test_offset_noise_is_shared_by_pixels(random):
+def test_offset_noise_is_shared_by_pixels():
     algorithm = make(offset_noise=1.0)
     zero = torch.zeros(4, 4, 6, 3, 3)
-    x, schedule = algorithm.begin(request(), zero, random)
+    x, schedule = algorithm.begin(request(), zero, SeededNoise(range(4)))
     clean = algorithm.latents.encode(request().source_videos)
     shared = x - schedule.alpha[0].float() * clean
     assert shared.flatten(3).std(-1).max() < 1e-5

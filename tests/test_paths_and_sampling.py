@@ -74,7 +74,11 @@ def test_chain_samples_a_gaussian_exactly(eta, random):
     schedule = Exact.path.schedule(500)
     spread = (schedule.alpha[0].square() * 0.25 + schedule.sigma[0].square()).sqrt()
     x = schedule.alpha[0] * 2.0 + spread * torch.randn(20_000, 1, generator=random, dtype=torch.float64)
-    out = chain(Exact(), x, Condition({}), schedule, ChainOptions(1.0, eta), random)
+
+    def draw(shape):
+        return torch.randn(len(x), *shape, generator=random, dtype=torch.float64)
+
+    out = chain(Exact(), x, Condition({}), schedule, ChainOptions(1.0, eta), draw)
     assert out.mean().item() == pytest.approx(2.0, abs=0.02)
     assert out.std().item() == pytest.approx(0.5, abs=0.02)
 

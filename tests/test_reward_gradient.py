@@ -11,6 +11,7 @@ from reelign.contracts import Request, RewardCard
 from reelign.errors import ConfigError, NonFiniteError
 from reelign.paths import FlowPath
 from reelign.rewards.weighted import Term, WeightedReward
+from reelign.sampling import SeededNoise
 
 PROMPTS = Request(("aa", "bbb", "cccc", "ddddd"))
 
@@ -34,7 +35,7 @@ def make(config: Config, dtype=torch.float32, reward=None, weights=(), seed=0) -
 
 def rollout_objective(algorithm: RewardGradient, noise, live):
     frames = algorithm.config.frames.indices(6, torch.Generator())
-    batch, divergence = algorithm.rollout(PROMPTS, noise, frozenset(live), frames)
+    batch, divergence = algorithm.rollout(PROMPTS, noise, frozenset(live), frames, SeededNoise(range(4)))
     return algorithm.reward(batch).mean(), divergence
 
 

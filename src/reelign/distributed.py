@@ -1,20 +1,329 @@
-"""The only file that knows Accelerate: experiment trackers now, ranks and wrapping when several processes come."""
+"""The only file that knows of several processes: which rows are whose, what is averaged, gathered and agreed on.
+
+``torchrun`` and ``accelerate launch`` start the processes; ``processes`` joins them. All draw the same random numbers
+for the whole update and each takes its rows, so an update is the same in any number of processes. In a single process
+every function here gives back what it was given.
+
+Before anything is exchanged, processes tell one another whether they are well (``_meet``), so an error in one ends all
+of them instead of leaving the others waiting. A process that is killed breaks the connection, or the launcher ends the
+others.
+
+Frozen weights may be kept in parts (``shard``). Left out: parts of what is trained and of its optimiser, DeepSpeed,
+and gradients that are sent while the backward pass is running.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from reelign.errors import ConfigError, ContractError
+from reelign.errors import ConfigError, ContractError, ProcessError, ReelignError
 
 SYNCHRONISED = 1e-3  # relative difference of gradient norms that round-off may cause
 TRACKERS = ("tensorboard", "trackio", "wandb")
+TIMEOUT = timedelta(minutes=30)  # a process may wait so long for the others: for the first one's files, at most
+BUCKET = 1 << 24  # numbers sent at once
+WRAPPERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "PARALLELISM_CONFIG")  # what Accelerate calls them
+
+_sharded: set[int] = set()  # networks whose forward passes exchange weights, by id
+
+Value = TypeVar("Value")
+Item = TypeVar("Item")
+
+
+def count() -> int:
+    """How many processes this run has."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def leads() -> bool:
+    """Whether this is the process that writes, logs and speaks."""
+    return rank() == 0
+
+
+@contextmanager
+def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """Join the processes that a launcher started, one a GPU where there are any; inside, they are one run.
+
+    An error in one ends all. The first process raises it, or a ``ProcessError`` that names it; others end quietly
+    where it is the user's to mend.
+
+    Raises:
+        ConfigError: more processes than GPUs, or a launcher told to shard weights.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    _require_plain_launch()
+    _choose_gpu()
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)  # they agree on the CPU
+    if not leads():
+        logging.getLogger("reelign").setLevel(logging.ERROR)
+    try:
+        yield
+        _meet()
+    except ProcessError:
+        if leads():
+            raise
+        raise SystemExit(2) from None
+    except ReelignError as error:
+        _tell(error)
+        if leads() or _sharded:
+            raise
+        raise SystemExit(2) from None
+    except Exception as error:
+        if _sharded and isinstance(error, RuntimeError) and "onnection" in str(error):
+            raise SystemExit(2) from None  # in the middle of a pass; the one that failed said why
+        _tell(error)
+        raise
+    finally:
+        _sharded.clear()
+        dist.destroy_process_group()
+
+
+def _require_plain_launch() -> None:
+    asked = [name for name in WRAPPERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")]
+    if asked and os.environ.get("RANK") != "0":
+        raise SystemExit(2)
+    if asked:
+        raise ConfigError(
+            f"accelerate is told to use {asked[0]}, which is not supported: launch with --multi_gpu, and let processes "
+            "share the frozen weights with generator.shard=true"
+        )
+
+
+def _choose_gpu() -> None:
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if there and local >= there:
+        raise ConfigError(
+            f"a GPU for each process: this machine has {there}, and was asked for process {local + 1}: start "
+            f"{there}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    if there:
+        torch.cuda.set_device(local)
+
+
+def _tell(error: Exception) -> None:
+    """Let the others know why this process ends, unless they may be waiting in the middle of a pass."""
+    if _sharded:
+        return
+    try:
+        _meet(str(error) if isinstance(error, ReelignError) else f"{type(error).__name__}: {error}")
+    except ProcessError as everyones:
+        logging.getLogger(__name__).debug("%s", everyones)
+
+
+def _meet(problem: str = "") -> None:
+    """Wait for all processes, and see whether they are well.
+
+    Args:
+        problem: why this one is not.
+
+    Raises:
+        ProcessError: one is not, or is gone.
+    """
+    with _connected():
+        bad = torch.tensor([bool(problem)], dtype=torch.int32)
+        dist.all_reduce(bad)
+        if not bad.item():
+            return
+        problems: list[Any] = [None] * count()
+        dist.all_gather_object(problems, problem)
+    first = next(number for number, text in enumerate(problems) if text)
+    raise ProcessError(f"process {first + 1} of {count()} failed: {problems[first]}")
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"all processes of a run go on together; one is gone or silent ({str(error).splitlines()[0][:120]}): see "
+            "what it wrote last, and go on with --resume"
+        ) from error
+
+
+def share(total: int) -> slice:
+    """Which rows of an update of ``total`` are this process's: as many for each, in order.
+
+    Raises:
+        ConfigError: it cannot be shared alike.
+    """
+    if total % count():
+        raise ConfigError(
+            f"each process takes as many of training.batch as the others: a multiple of {count()}; got {total}"
+        )
+    each = total // count()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+def place(rows: int) -> tuple[int, slice]:
+    """Where the ``rows`` of this process are in the whole update: the number of all rows, and which are these."""
+    return rows * count(), slice(rows * rank(), rows * (rank() + 1))
+
+
+def start_alike(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Give every process the values that the first one holds."""
+    if count() == 1:
+        return
+    _meet()
+    with _connected(), torch.no_grad():
+        for parameter in parameters.values():
+            dist.broadcast(parameter.data, 0)
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> bool:
+    """Keep a part of the frozen weights of ``network`` in each process; those of a block are joined while it runs.
+
+    What is trained stays whole. Passes then exchange weights, so all processes make as many of them, and one that
+    fails cannot tell the others why: it says so itself, and the broken connection or the launcher ends them.
+
+    Args:
+        network: on its device, with what is trained in it.
+        blocks: of the network, each joined on its own.
+
+    Returns:
+        Whether there is more than one process to share with.
+    """
+    if count() == 1:
+        return False
+    trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
+    for part in (*blocks, network):
+        fully_shard(part, mesh=mesh, ignored_params=trained)
+    _sharded.add(id(network))
+    return True
+
+
+def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; one that none has stays absent."""
+    if count() == 1:
+        return
+    _meet()
+    with _connected(), torch.no_grad():
+        there = torch.tensor([p.grad is not None for p in parameters.values()], dtype=torch.int32)
+        dist.all_reduce(there, dist.ReduceOp.MAX)
+        gradients = []
+        for parameter, used in zip(parameters.values(), there.tolist(), strict=True):
+            if used and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if used and parameter.grad is not None:
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            parts = torch.split(flat / count(), [gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors of one type and device together, up to ``BUCKET`` numbers."""
+    buckets: list[list[Tensor]] = []
+    filled, kind = 0, None
+    for tensor in sorted(tensors, key=lambda t: (str(t.dtype), str(t.device))):
+        if not buckets or kind != (tensor.dtype, tensor.device) or filled + tensor.numel() > BUCKET:
+            buckets.append([])
+            filled, kind = 0, (tensor.dtype, tensor.device)
+        buckets[-1].append(tensor)
+        filled += tensor.numel()
+    return buckets
+
+
+def require_synchronised(parameters: Mapping[str, nn.Parameter]) -> None:
+    """After a backward pass: every process holds the same gradients. Nothing to do in a single process.
+
+    Raises:
+        ContractError: the processes differ; each would train a model of its own.
+    """
+    if count() == 1:
+        return
+    present = [p.grad.double().norm() for p in parameters.values() if p.grad is not None]
+    if not present:
+        return
+    norms = torch.stack(present)
+    gathered = [torch.empty_like(norms) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, norms)
+    spread = torch.stack(gathered)
+    worst = float(((spread.amax(0) - spread.amin(0)) / spread.amax(0).clamp_min(1e-12)).max())
+    if worst > SYNCHRONISED:
+        raise ContractError(
+            f"all processes hold the same gradients; their norms differ by {worst:.0%}: average them before "
+            "the update (distributed.average_gradients), or call the DDP-wrapped model, not its .module"
+        )
+
+
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+    """What is logged, as one process would log it: means over the processes, each of which has as many rows."""
+    if count() == 1:
+        return dict(values)
+    _meet()
+    with _connected():
+        total = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(total)
+    return dict(zip(values, (total / count()).tolist(), strict=True))
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if count() == 1:
+        return number
+    _meet()
+    with _connected():
+        found = torch.tensor([number])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gather(value: Value) -> list[Value]:
+    """The processes' values, in order; they have to pickle."""
+    if count() == 1:
+        return [value]
+    _meet()
+    with _connected():
+        values: list[Any] = [None] * count()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What the first process makes, for all; the others do not call ``make``."""
+    if count() == 1:
+        return make()
+    made = [make() if leads() else None]
+    _meet()
+    with _connected():
+        dist.broadcast_object_list(made, 0)
+    found: Any = made[0]
+    return found  # type: ignore[no-any-return]
+
+
+def spread(work: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+    """``work`` done on each item in one of the processes; every process gets all results, in the order of items."""
+    mine = range(rank(), len(items), count())
+    if _sharded:  # passes are made together: who has nothing left repeats the last
+        mine = range(rank(), -(-len(items) // count()) * count(), count())
+    parts = gather([work(items[min(i, len(items) - 1)]) for i in mine])
+    return [parts[i % count()][i // count()] for i in range(len(items))]
 
 
 class Tracker:
@@ -50,27 +359,8 @@ class Tracker:
     def close(self) -> None:
         """Flush and end."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
-
-
-def require_synchronised(parameters: Mapping[str, nn.Parameter]) -> None:
-    """After a backward pass: every process holds the same gradients. Nothing to do in a single process.
-
-    Raises:
-        ContractError: the processes differ; each would train a model of its own.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    norms = torch.stack([p.grad.double().norm() for p in parameters.values() if p.grad is not None])
-    gathered = [torch.empty_like(norms) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, norms)
-    spread = torch.stack(gathered)
-    worst = float(((spread.amax(0) - spread.amin(0)) / spread.amax(0).clamp_min(1e-12)).max())
-    if worst > SYNCHRONISED:
-        raise ContractError(
-            f"all processes hold the same gradients; their norms differ by {worst:.0%}: call the wrapped model, not "
-            "its .module, so that gradients are averaged"
-        )
+            for tracker in self._accelerator.trackers:  # end_training would end the connection of processes too
+                tracker.finish()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,8 @@
     ├── ModelError               a model folder or checkpoint is missing or does not fit
     ├── ContractError            a generator, reward or algorithm broke its contract
     ├── NonFiniteError           a loss, gradient or reward stopped being a number
-    └── RunFolderError           a run folder cannot be written or resumed
+    ├── RunFolderError           a run folder cannot be written or resumed
+    └── ProcessError             another process of the same run failed or is gone
 
 Each message states the rule, the value received and the way out.
 """
@@ -65,3 +66,7 @@ class NonFiniteError(ReelignError):
 
 class RunFolderError(ReelignError):
     """A run folder cannot be written or resumed."""
+
+
+class ProcessError(ReelignError):
+    """Another process of the same run failed or is gone; the message says which and why."""

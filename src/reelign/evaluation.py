@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -16,12 +17,21 @@ from torch import Tensor
 
 from reelign.contracts import Generator, Request, VideoBatch
 from reelign.datasets.translation import Domains
+from reelign.distributed import count, leads, spread
 from reelign.metrics.translation import Examined, ExamPlan, Translates, examine_translation
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import generate
 from reelign.video_io import replacing, write_clip
 
 Measure = Callable[[VideoBatch], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of some of the prompts: their rows, and the files of their clips by name."""
+
+    rows: list[dict[str, object]]
+    files: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -51,24 +61,44 @@ class Examiner:
     def examine(self, generator: Generator, folder: Path, progress: Callable[[int, int], None]) -> pd.DataFrame:
         """Sample every prompt, write clips and ``scores.csv`` to ``folder``; returns the rows.
 
+        Several processes share the prompts; the first one writes.
+
         Columns: index, prompt, seed, file (empty where no clip was saved), trained_reward, reward/NAME, held_out/NAME.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, object]] = []
-        for start in range(0, len(self.prompts), self.batch):
-            part = slice(start, start + self.batch)
-            request = Request(self.prompts[part])
-            clips = generate(generator, request, self.seeds[part], self.steps, self.guidance_scale, self.eta)
-            columns = self.judge(clips)
-            for offset, prompt in enumerate(request.prompts):
-                index = start + offset
-                name = f"{index:04d}.mp4" if index < self.save_clips else ""
-                if name:
-                    write_clip(folder / name, clips.video[offset], clips.fps)
-                values = {column: float(value[offset]) for column, value in columns.items()}
-                rows.append({"index": index, "prompt": prompt, "seed": self.seeds[index], "file": name, **values})
-            progress(min(start + self.batch, len(self.prompts)), len(self.prompts))
-        return _write_scores(folder, rows)
+        total = len(self.prompts)
+        size = min(self.batch, -(-total // count()))  # so that every process has something to do
+        done = 0
+
+        def part(start: int) -> _Part:
+            nonlocal done
+            made = self._examine_part(generator, slice(start, min(start + size, total)))
+            done = min(done + size * count(), total)
+            progress(done, total)
+            return made
+
+        parts = spread(part, range(0, total, size))
+        rows = [row for part in parts for row in part.rows]
+        if leads():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, clip in (file for part in parts for file in part.files.items()):
+                (folder / name).write_bytes(clip)
+            _write_scores(folder, rows)
+        return pd.DataFrame(rows)
+
+    def _examine_part(self, generator: Generator, part: slice) -> _Part:
+        """Sample and judge some of the prompts."""
+        request = Request(self.prompts[part])
+        clips = generate(generator, request, self.seeds[part], self.steps, self.guidance_scale, self.eta)
+        columns = self.judge(clips)
+        made = _Part([], {})
+        for offset, prompt in enumerate(request.prompts):
+            index = part.start + offset
+            name = f"{index:04d}.mp4" if index < self.save_clips else ""
+            if name:
+                made.files[name] = _encoded(clips.video[offset], clips.fps)
+            values = {column: float(value[offset]) for column, value in columns.items()}
+            made.rows.append({"index": index, "prompt": prompt, "seed": self.seeds[index], "file": name, **values})
+        return made
 
     @torch.no_grad()
     def judge(self, clips: VideoBatch) -> dict[str, Tensor]:
@@ -140,6 +170,13 @@ class TranslationExaminer:
                     names[column] = f"to_{examined.to}_{examined.index:04d}_{what}.mp4"
                     write_clip(folder / names[column], clip, self.domains.fps)
         return names
+
+
+def _encoded(video: Tensor, fps: float) -> bytes:
+    """A clip as an mp4 file."""
+    with TemporaryDirectory() as place:
+        write_clip(Path(place, "clip.mp4"), video, fps)
+        return Path(place, "clip.mp4").read_bytes()
 
 
 def _write_scores(folder: Path, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:

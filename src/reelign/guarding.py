@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reelign import checkpoint
 from reelign.contracts import Generator, Request, VideoBatch
+from reelign.distributed import count, from_first, spread
 from reelign.guard.canaries import sing
 from reelign.guard.watch import Decision, Guard, GuardOptions, Look
 from reelign.rewards.weighted import WeightedReward
@@ -58,20 +59,17 @@ class RunGuard:
     @torch.no_grad()
     def look(self, generator: Generator, step: int) -> Look:
         """Sample the fixed prompts and seeds, and compare them with the base's."""
-        rewards: list[Tensor] = []
-        canaries: dict[str, list[Tensor]] = {}
-        judges: dict[str, list[Tensor]] = {}
-        size = max(1, self.batch // self.options.seeds)
-        for start in range(0, len(self.prompts), size):
+        size = min(max(1, self.batch // self.options.seeds), -(-len(self.prompts) // count()))
+
+        def part(start: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
             request = Request(self.prompts[start : start + size]).repeat(self.options.seeds)
             seeds = [SEED + start * self.options.seeds + i for i in range(len(request))]
             clips = generate(generator, request, seeds, *self.sampling)
-            rewards.append(self.reward(clips).cpu())
-            _gather(canaries, sing(clips, self.options.seeds))
-            for judge in self.judges:
-                _gather(judges, judge(clips))
-        reward = float(torch.cat(rewards).mean())
-        return self.guard.look(step, reward, _joined(canaries), _joined(judges))
+            judged = {name: value for judge in self.judges for name, value in judge(clips).items()}
+            return self.reward(clips).cpu(), _plain(sing(clips, self.options.seeds)), _plain(judged)
+
+        rewards, canaries, judges = zip(*spread(part, range(0, len(self.prompts), size)), strict=True)
+        return self.guard.look(step, float(torch.cat(rewards).mean()), _joined(canaries), _joined(judges))
 
     def decide(self, step: int, last: bool) -> Decision:
         """What the latest look asks for; at the end of a run, only a safe generator is exported."""
@@ -89,12 +87,14 @@ class RunGuard:
 
     def keep(self, step: int, parts: dict[str, Any], extra: Callable[[Path], None]) -> None:
         """Save the weights of the best safe look."""
-        checkpoint.save(self._safe(step), parts, extra)
+        if self.folder.writes:
+            checkpoint.save(self._safe(step), parts, extra)
 
     def best(self) -> dict[str, Any]:
         """The parts saved at the best safe look."""
         assert self.guard.best is not None
-        return checkpoint.load(self._safe(self.guard.best))
+        place = self._safe(self.guard.best)
+        return from_first(lambda: checkpoint.load(place))
 
     def tidy(self) -> None:
         """Remove safe weights that are no longer the best."""
@@ -119,10 +119,9 @@ class RunGuard:
         self.folder.write_json("guard.json", {"looks": looks, "decisions": self.decisions, "best": self.guard.best})
 
 
-def _gather(into: dict[str, list[Tensor]], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        into.setdefault(name, []).append(value.detach().float().cpu())
+def _plain(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().float().cpu() for name, value in values.items()}
 
 
-def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat(values) for name, values in parts.items()}
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

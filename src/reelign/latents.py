@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class LatentCache:
     def _keep(self, key: str, latent: Tensor) -> Tensor:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f".{key}.part"
+            part = self.folder / f".{key}.{os.getpid()}.part"
             save_file({"latent": latent.contiguous()}, part)
             part.replace(self.folder / f"{key}.safetensors")
         return latent

@@ -2,18 +2,20 @@
 
 Ctrl-C or SIGTERM lets the running step end, saves, and says how to go on. A run killed in any other way goes on from
 its last whole checkpoint and makes the same numbers again.
+
+In several processes each runs this loop on its own rows of every batch; the first one alone writes, and what it finds
+on disk is what all go by.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import resource
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,22 +25,20 @@ import torch
 from reelign import checkpoint
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.build import build_generator, build_measures, build_weighted_reward
-from reelign.catalogue import resolve
 from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, changed_keys, dump_config
-from reelign.contracts import Algorithm
 from reelign.datasets.clips import ClipOrder
 from reelign.datasets.domain_order import DomainOrder
-from reelign.datasets.drawn_clips import open_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.datasets.translation import DomainOptions, Domains
-from reelign.distributed import Tracker
-from reelign.errors import DataError, NonFiniteError, RunFolderError
+from reelign.distributed import Tracker, count, from_first, largest, leads, mean
+from reelign.errors import DataError, NonFiniteError, ProcessError, RunFolderError
 from reelign.evaluation import Examiner, TranslationExaminer
 from reelign.generators.translation import TranslationOptions
 from reelign.guarding import RunGuard
 from reelign.metrics.translation import ExamPlan
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
+from reelign.run_parts import build_algorithm, build_order, my_rows
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +59,6 @@ class Listener(Protocol):
         ...
 
 
-class Trainer(Algorithm, Protocol):
-    """What the loop needs of an algorithm besides its steps."""
-
-    def exported(self) -> AbstractContextManager[None]:
-        """A context in which the generator holds the weights that are judged and saved."""
-        ...
-
-    def lower_rate(self, factor: float) -> None:
-        """Multiply the learning rate, for good."""
-        ...
-
-
 class Run:
     """A run, built from its config and ready to train.
 
@@ -82,11 +70,12 @@ class Run:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         torch.manual_seed(config.seed)  # for rewards that draw from torch's own source; nothing in reelign does
         self.config = config
-        self.folder = RunFolder(Path(config.output).expanduser())
+        self.rows = my_rows(config)
+        self.folder = RunFolder(Path(config.output).expanduser(), writes=leads())
         self.folder.check(resume)
         self.step = 0
         self._seconds = 0.0
-        self._stop_signal: str | None = None
+        self._stop_signal = 0  # number of the signal that ends the run
         self._hacked: str | None = None  # why the guard ended the run
         self.guard: RunGuard | None = None
         self.sets: dict[str, Examiner] = {}
@@ -94,7 +83,8 @@ class Run:
             self._build_for_prompts()
         else:
             self._build_for_domains(config.domains)
-        self.tracker = Tracker(config.trackers, self.folder.path, config.model_dump(mode="json"))
+        trackers = config.trackers if leads() else ()
+        self.tracker = Tracker(trackers, self.folder.path, config.model_dump(mode="json"))
         self.folder.create()
         if resume:
             self._restore()
@@ -111,8 +101,8 @@ class Run:
         reward = build_weighted_reward([r.model_dump() for r in config.rewards])
         self.generator = build_generator(config.generator.model_dump())
         self.reward = reward
-        self.algorithm = self._build_algorithm(reward)
-        self.order: PromptOrder | ClipOrder | DomainOrder = self._build_order()
+        self.algorithm = build_algorithm(config, self.generator, reward, self.folder.path / "latents")
+        self.order: PromptOrder | ClipOrder | DomainOrder = build_order(config, self.generator, self.prompts)
         sampling = config.settings
         self.guard = self._build_guard(reward, measures)
         asked = self.prompts.held_out * config.evaluation.per_prompt
@@ -135,25 +125,11 @@ class Run:
         chosen = config.generator.model_dump(exclude_unset=True)
         sizes = {"frames": domains.frames, "height": domains.size, "width": domains.size, "fps": domains.fps}
         self.generator = build_generator(chosen | sizes)
-        self.algorithm = self._build_algorithm(None)
+        self.algorithm = build_algorithm(config, self.generator, None, self.folder.path / "latents")
         self.order = DomainOrder(domains, config.seed + 1)
         judged = config.evaluation
         plan = ExamPlan(clips=judged.clips, batch=min(judged.batch, judged.clips), seed=judged.seed)
         self.examiner = TranslationExaminer(domains, plan, judged.save_clips)
-
-    def _build_algorithm(self, reward: WeightedReward | None) -> Trainer:
-        """The algorithm by name, given what its class asks for: some learn from the reward, some from clips."""
-        kind = resolve("algorithm", self.config.algorithm)
-        offered = {
-            "generator": self.generator,
-            "reward": reward,
-            "config": getattr(self.config, self.config.algorithm),
-            "seed": self.config.seed,
-            "cache": self.folder.path / "latents",
-        }
-        wanted = inspect.signature(kind).parameters
-        built: Trainer = kind(**{name: value for name, value in offered.items() if name in wanted})
-        return built
 
     def _build_guard(self, reward: WeightedReward, measures: list[Any]) -> RunGuard:
         config, sampling = self.config, self.config.settings
@@ -167,18 +143,6 @@ class Run:
             batch=config.evaluation.batch,
             folder=self.folder,
         )
-
-    def _build_order(self) -> PromptOrder | ClipOrder:
-        """What each step is asked: prompts, or captioned clips whose captions are not held out."""
-        if self.config.clips is None:
-            return PromptOrder(self.prompts.train, self.config.seed + 1)
-        source, held_out = self.config.clips.source, set(self.prompts.held_out)
-        model = self.generator
-        found, reader = open_clips(source, model.frames(), model.picture_size(), model.fps)
-        clips = [clip for clip in found if clip.caption not in held_out]
-        if not clips:
-            raise DataError(f"the captions of all clips in {source} are held out: hold out fewer")
-        return ClipOrder(clips, reader, self.config.seed + 1)
 
     def _build_set(self, options: PromptSetOptions) -> Examiner:
         """An examiner of a further prompt set, otherwise that of the held-out prompts."""
@@ -197,7 +161,7 @@ class Run:
         config, options, parameters = self.config, self.config.generator, self.generator.trainable()
         if isinstance(options, TranslationOptions) or isinstance(self.order, DomainOrder):
             return self._translation_plan()
-        count, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
+        trained, total = sum(p.numel() for p in parameters.values()), self.generator.parameter_count()
         terms = [f"{t.weight:g} × {t.name} ({t.loss})" for t in self.reward.terms]
         sampling = config.settings
         how = f"judged in {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
@@ -205,11 +169,12 @@ class Run:
             how = f"gradient in {sampling.k} of {sampling.steps} steps ({sampling.mode})"
         return {
             "generator": f"{config.generator.model}, {total / 1e6:,.1f} M parameters, on {self.generator.device}",
-            "trained": f"{count / 1e6:,.2f} M parameters ({'LoRA' if options.lora else 'all weights'})",
+            "trained": f"{trained / 1e6:,.2f} M parameters ({'LoRA' if options.lora else 'all weights'})",
             "reward": " + ".join(terms),
             "algorithm": f"{config.algorithm}, {how}",
             "prompts": f"{len(self.order)} to train on, {len(self.prompts.held_out)} held out",
             "steps": f"{self.step} done, {config.training.steps} in all, {config.training.batch} prompts each",
+            **({"processes": f"{count()}, {config.training.batch // count()} prompts each"} if count() > 1 else {}),
             "output": str(self.folder.path),
         }
 
@@ -230,30 +195,43 @@ class Run:
         """Train to the end, or to a signal; returns whether it finished."""
         began = time.monotonic() - self._seconds
         with self._signals():
-            if self.step == 0 and not (self.folder.samples(0) / "scores.csv").exists():
+            if self.step == 0 and self._unjudged():
                 self._evaluate(listener)
             if self.step == 0 and self._guard_due():
                 self._look(listener)
-            while self.step < self.config.training.steps and self._stop_signal is None and self._hacked is None:
-                values = self._one_step()
+            while self.step < self.config.training.steps and not self._stopping() and self._hacked is None:
+                values = mean(self._one_step())
                 self._seconds = time.monotonic() - began
                 self._record(values)
                 listener.stepped(self.step, self.config.training.steps, values)
                 self._after_step(listener)
         finished = self.step >= self.config.training.steps or self._hacked is not None
-        if finished and not (self.folder.samples(self.step) / "scores.csv").exists():
+        if finished and self._unjudged():
             self._evaluate(listener)
-        if not finished and checkpoint.torn(self.folder.checkpoint(self.step)):
+        if not finished and leads() and checkpoint.torn(self.folder.checkpoint(self.step)):
             self._save()
         self._seconds = time.monotonic() - began
-        self._write_status(finished, self._stop_signal or self._hacked)
+        stopped = signal.Signals(self._stop_signal).name if self._stop_signal else self._hacked
+        self._write_status(finished, stopped)
         self.tracker.close()
         return finished
 
+    def _stopping(self) -> bool:
+        """Whether a signal reached any process; they all stop after the same step."""
+        self._stop_signal = largest(self._stop_signal)
+        return self._stop_signal > 0
+
+    def _unjudged(self) -> bool:
+        """Whether the samples of this step are still to be made."""
+        scores = self.folder.samples(self.step) / "scores.csv"
+        return from_first(lambda: not scores.exists())
+
     def _one_step(self) -> dict[str, float]:
-        request = self.order.request(self.config.training.batch)
         try:
-            return self.algorithm.step(request)
+            return self.algorithm.step(self.order.request(self.config.training.batch, self.rows))
+        except ProcessError as error:
+            self._write_status(False, str(error))
+            raise
         except NonFiniteError as error:
             last = checkpoint.latest(self.folder.checkpoints)
             where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -317,6 +295,8 @@ class Run:
             self.generator.save(str(folder / "adapter"))
 
     def _save(self) -> None:
+        if not self.folder.writes:
+            return
         parts = {
             "step": self.step,
             "seconds": self._seconds,
@@ -333,8 +313,8 @@ class Run:
         for old in sorted(self.folder.checkpoints.glob("step_*"))[: -keep or None] if keep else []:
             shutil.rmtree(old)
 
-    def _restore(self) -> None:
-        """Take up the newest whole checkpoint; from the beginning where there is none."""
+    def _take_up(self) -> dict[str, Any] | None:
+        """The parts of the newest whole checkpoint, where there is one; the config may ask for more steps than then."""
         before = (self.folder.path / "config.yaml").read_text()
         if before != dump_config(self.config):
             changed = changed_keys(before, dump_config(self.config))
@@ -342,8 +322,12 @@ class Run:
                 raise RunFolderError(f"a resumed run keeps its config; changed: {', '.join(changed)}")
             self.folder.write_text("config.yaml", dump_config(self.config))
         newest = checkpoint.latest(self.folder.checkpoints)
-        if newest is not None:
-            parts = checkpoint.load(newest)
+        return None if newest is None else checkpoint.load(newest)
+
+    def _restore(self) -> None:
+        """Go on from the newest whole checkpoint; from the beginning where there is none."""
+        parts = from_first(self._take_up)
+        if parts is not None:
             self.step, self._seconds = int(parts["step"]), float(parts["seconds"])
             self.algorithm.restore(parts["algorithm"])
             self.order.restore(parts["order"])
@@ -371,7 +355,7 @@ class Run:
         previous: dict[signal.Signals, Any] = {}
 
         def stop(number: int, frame: object) -> None:
-            self._stop_signal = signal.Signals(number).name
+            self._stop_signal = number
             for name, handler in previous.items():
                 signal.signal(name, handler)
 

@@ -24,10 +24,8 @@ def prediction_divergence(output: Tensor, reference: Tensor) -> Tensor:
     return (output - reference.detach()).square().mean()
 
 
-def drop_captions(condition: Condition, share: float, random: torch.Generator) -> Condition:
-    """The condition with each row's caption replaced by the negative prompt with probability ``share``."""
-    rows = len(next(iter(condition.positive.values())))
-    dropped = torch.rand(rows, generator=random) < share
+def drop_captions(condition: Condition, dropped: Tensor) -> Condition:
+    """The condition with the captions of the rows in ``dropped``, [B] bool, replaced by the negative prompt."""
     if condition.negative is None or not dropped.any():
         return condition
     mixed = {name: value.clone() for name, value in condition.positive.items()}

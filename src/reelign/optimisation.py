@@ -1,4 +1,8 @@
-"""What every algorithm does with its gradients: clip, step, average the weights, and give it all back for a resume."""
+"""What every algorithm does with its gradients: clip, step, average the weights, and give it all back for a resume.
+
+In several processes all begin with the weights of the first, and gradients are averaged over them once an update,
+whatever way they came about: a generator is called by ``predict``, where DDP's hooks on ``forward`` would not fire.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reelign.distributed import average_gradients, require_synchronised, start_alike
 from reelign.objectives import clip_gradients, require_finite, update_average
 
 
@@ -34,6 +39,7 @@ class Optimisation:
         average: float = 0.0,
         average_from: int = 0,
     ) -> None:
+        start_alike(parameters)
         self.parameters = parameters
         self.max_grad_norm = max_grad_norm
         self.decay = average
@@ -47,11 +53,14 @@ class Optimisation:
         self.optimiser.zero_grad(set_to_none=True)
 
     def step(self) -> float:
-        """One update from the gradients that are there; returns their joint norm before clipping.
+        """One update from the gradients that are there, of all processes; returns their joint norm before clipping.
 
         Raises:
             NonFiniteError: a gradient is NaN or infinite; names the first such parameter.
         """
+        average_gradients(self.parameters)
+        if self.updates == 0:
+            require_synchronised(self.parameters)
         norm = clip_gradients(self.parameters, self.max_grad_norm)
         self.optimiser.step()
         self.updates += 1

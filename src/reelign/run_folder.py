@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from reelign import __version__
+from reelign.distributed import count
 from reelign.errors import RunFolderError
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "av")
@@ -29,10 +30,12 @@ class RunFolder:
 
     Args:
         path: the folder; made on ``create``.
+        writes: whether this process does; others of the same run leave the folder to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.checkpoints = path / "checkpoints"
 
     def check(self, resume: bool) -> None:
@@ -42,6 +45,8 @@ class RunFolder:
             RunFolderError: it holds a run and ``resume`` is false, it holds none and ``resume`` is true, or it cannot
                 be written.
         """
+        if not self.writes:
+            return
         exists = (self.path / "config.yaml").exists()
         if exists and not resume:
             raise RunFolderError(f"{self.path} already holds a run: add --resume, or choose another output")
@@ -57,6 +62,8 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -76,6 +83,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
+        if not self.writes:
+            return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -88,6 +97,8 @@ class RunFolder:
 
     def log(self, values: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -116,6 +127,7 @@ def environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": count(),
         "device": gpu or device,
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }

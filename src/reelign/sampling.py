@@ -21,6 +21,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def chain(
     condition: Condition,
     schedule: Schedule,
     options: ChainOptions,
-    random: torch.Generator | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Run a chain from ``x`` at the start of ``schedule`` to its end.
 
@@ -86,15 +87,17 @@ def chain(
     Args:
         x: [B,…] float32 or float64.
         schedule: from the generator's path; a tail of one for a partial chain.
-        random: source of fresh noise; needed where ``options.eta`` is above 0.
+        draw: fresh noise; needed where ``options.eta`` is above 0.
     """
+    if options.eta > 0 and draw is None:
+        raise ConfigError(f"a chain with eta above 0 needs a source of fresh noise; eta is {options.eta} and draw None")
     schedule = schedule.to(x)
     if not isinstance(generator, ContinuingGenerator) or generator.clips == 1:
-        return _chain(generator, x, condition, schedule, options, random)
+        return _chain(generator, x, condition, schedule, options, draw)
     done: list[Tensor] = []
     for clip in x.chunk(generator.clips, dim=2):
         condition = generator.continued(done[-1], condition) if done else condition
-        done.append(_chain(generator, clip, condition, schedule, options, random))
+        done.append(_chain(generator, clip, condition, schedule, options, draw))
     return torch.cat(done, dim=2)
 
 
@@ -104,7 +107,7 @@ def _chain(
     condition: Condition,
     schedule: Schedule,
     options: ChainOptions,
-    random: torch.Generator | None,
+    draw: Draw | None,
 ) -> Tensor:
     """The chain of one clip."""
     recording = torch.is_grad_enabled()
@@ -116,7 +119,7 @@ def _chain(
         if live and options.observe is not None:
             options.observe(i, x, condition, output)
         x0, eps = endpoints(generator.path.prediction, output, x, schedule.alpha[i], schedule.sigma[i])
-        noise = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device) if options.eta > 0 else None
+        noise = draw(x.shape[1:]).to(x) if options.eta > 0 and draw is not None else None
         return step(x0, eps, schedule, i, options.eta, noise)
 
     for live, indices in groupby(range(len(schedule)), lambda i: recording and i in options.gradient_steps):
@@ -156,6 +159,12 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.devic
     """Normal noise [len(seeds), *shape], each row from its own seed, so a clip does not depend on its batch."""
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(device)
+
+
+def update_seeds(seed: int, update: int, count: int) -> list[int]:
+    """Seeds for the rows of one update of a run: whatever micro-batch or process a row is in, it draws the same."""
+    words = np.random.SeedSequence([seed % 2**64, update]).generate_state(count, np.uint64)
+    return [int(word) for word in words >> np.uint64(1)]
 
 
 @dataclass(frozen=True)
@@ -357,9 +366,9 @@ def sample(
         frames, options = generator.latent_shape()[1], RolloutOptions(guidance_scale)
         schedule = generator.path.schedule(steps)
         return rollout(generator, condition, frames, schedule, SeededNoise(seeds, device), options)
-    x = seeded_noise(generator.latent_shape(), seeds, device)
-    random = torch.Generator().manual_seed(seeds[0])
-    return chain(generator, x, condition, generator.path.schedule(steps), ChainOptions(guidance_scale, eta), random)
+    draw = SeededNoise(seeds, device)
+    x = draw(generator.latent_shape())
+    return chain(generator, x, condition, generator.path.schedule(steps), ChainOptions(guidance_scale, eta), draw)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from reelign.contracts import CausalGenerator, Condition, Generator, Request
+from reelign.distributed import place
 from reelign.errors import ConfigError, DataError
 from reelign.latents import LatentCache
 from reelign.objectives import drop_captions, per_frame, signal_and_noise
@@ -137,12 +138,15 @@ class CausalFinetuning:
         if request.source_videos is None:
             raise DataError("this training learns from clips; the request has none: name a folder of clips in 'clips'")
         clean = self.latents.encode(request.source_videos)
-        noise = torch.randn(clean.shape, generator=self.random)
-        level = self._draw(0, len(request))
+        total, mine = place(len(request))
+        noise = torch.randn(total, *clean.shape[1:], generator=self.random)[mine]
+        level = self._draw(0, total)[mine]
         past, past_t = self._past(clean)
+        dropped = torch.rand(total, generator=self.random)[mine] < self.config.caption_dropout
 
         def loss(rows: slice) -> Tensor:
-            return self.loss(request[rows], (clean[rows], noise[rows]), level[rows], (past[rows], past_t[rows]))
+            before = (past[rows], past_t[rows])
+            return self.loss(request[rows], (clean[rows], noise[rows]), level[rows], before, dropped[rows])
 
         return self.optimisation.update(loss, len(request), self.config.micro_batch)
 
@@ -155,12 +159,21 @@ class CausalFinetuning:
         """What teacher forcing shows of the past, and at which times [B,F]: the clips, or noised versions of them."""
         if not self.config.augment:
             return clean, torch.zeros(len(clean), clean.shape[2])
-        level = self._draw(self.mildest, len(clean))
+        total, mine = place(len(clean))
+        level = self._draw(self.mildest, total)[mine]
+        noise = torch.randn(total, *clean.shape[1:], generator=self.random)[mine]
         levels = self.levels.to(clean)
         alpha, sigma = signal_and_noise(levels, level)
-        return alpha * clean + sigma * torch.randn(clean.shape, generator=self.random), levels.t[level]
+        return alpha * clean + sigma * noise, levels.t[level]
 
-    def loss(self, request: Request, ends: tuple[Tensor, Tensor], level: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(
+        self,
+        request: Request,
+        ends: tuple[Tensor, Tensor],
+        level: Tensor,
+        past: tuple[Tensor, Tensor],
+        dropped: Tensor,
+    ) -> Tensor:
         """Mean over blocks of the weighted squared error of the network's output.
 
         Args:
@@ -168,10 +181,11 @@ class CausalFinetuning:
             ends: latents and ε, [B,C,F,h,w].
             level: [B,F], indices of noise levels.
             past: for teacher forcing; latents [B,C,F,h,w], and their times [B,F].
+            dropped: [B] bool, rows without their caption.
         """
-        condition = drop_captions(self.generator.encode(request), self.config.caption_dropout, self.random)
-        place = next(iter(condition.positive.values())).device
-        clean, noise, before = (part.to(place) for part in (*ends, past[0]))
+        condition = drop_captions(self.generator.encode(request), dropped)
+        device = next(iter(condition.positive.values())).device
+        clean, noise, before = (part.to(device) for part in (*ends, past[0]))
         levels = self.levels.to(clean)
         alpha, sigma = signal_and_noise(levels, level)
         x, t = alpha * clean + sigma * noise, levels.t[level]

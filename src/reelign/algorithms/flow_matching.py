@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from reelign.contracts import Generator, Request
+from reelign.distributed import place
 from reelign.errors import DataError
 from reelign.latents import LatentCache
 from reelign.objectives import drop_captions
@@ -90,25 +91,28 @@ class FlowMatching:
         if request.source_videos is None:
             raise DataError("this training learns from clips; the request has none: name a folder of clips in 'clips'")
         clean = self.latents.encode(request.source_videos)
-        noise = torch.randn(clean.shape, generator=self.random)
-        level = torch.randint(len(self.levels), (len(request),), generator=self.random)
+        total, mine = place(len(request))
+        noise = torch.randn(total, *clean.shape[1:], generator=self.random)[mine]
+        level = torch.randint(len(self.levels), (total,), generator=self.random)[mine]
+        dropped = torch.rand(total, generator=self.random)[mine] < self.config.caption_dropout
 
         def loss(rows: slice) -> Tensor:
-            return self.loss(request[rows], clean[rows], noise[rows], level[rows])
+            return self.loss(request[rows], clean[rows], noise[rows], level[rows], dropped[rows])
 
         return self.optimisation.update(loss, len(request), self.config.micro_batch)
 
-    def loss(self, request: Request, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    def loss(self, request: Request, clean: Tensor, noise: Tensor, level: Tensor, dropped: Tensor) -> Tensor:
         """Mean squared error of the network's output.
 
         Args:
             request: B captions.
             clean, noise: [B,…] latents and ε.
             level: [B], indices of noise levels.
+            dropped: [B] bool, rows without their caption.
         """
-        condition = drop_captions(self.generator.encode(request), self.config.caption_dropout, self.random)
-        place = next(iter(condition.positive.values()))
-        clean, noise = clean.to(place.device), noise.to(place.device)
+        condition = drop_captions(self.generator.encode(request), dropped)
+        device = next(iter(condition.positive.values())).device
+        clean, noise = clean.to(device), noise.to(device)
         levels = self.levels.to(clean)
         alpha, sigma = (part[level].view(-1, *[1] * (clean.ndim - 1)) for part in (levels.alpha, levels.sigma))
         output = self.generator.predict(alpha * clean + sigma * noise, levels.t[level], condition)

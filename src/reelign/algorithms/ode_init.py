@@ -40,6 +40,7 @@ from torch import Tensor
 
 from reelign.algorithms.causal_finetuning import TeacherForced
 from reelign.contracts import Condition, Generator, Request, Schedule
+from reelign.distributed import place
 from reelign.errors import ConfigError
 from reelign.generators.scores import load_score
 from reelign.generators.wan import WanOptions
@@ -202,12 +203,13 @@ class OdeInit:
     def step(self, request: Request) -> dict[str, float]:
         """One update from one trajectory of each prompt; logs ``loss`` and ``gradient_norm``."""
         rows = len(request)
-        chosen = torch.randint(self.config.seeds, (rows,), generator=self.random).tolist()
+        total, mine = place(rows)
+        chosen = torch.randint(self.config.seeds, (total,), generator=self.random)[mine].tolist()
         pairs = zip(request.prompts, chosen, strict=True)
         states = torch.stack([self.trajectories.states(prompt, seed) for prompt, seed in pairs])
-        index = self._draw_levels(rows)
-        weight = (index < self.config.steps).float()
-        weight = weight / weight.mean()  # so that every noisy frame of the batch counts alike, in parts too
+        drawn = self._draw_levels(total)
+        noisy = (drawn < self.config.steps).float()
+        index, weight = drawn[mine], (noisy / noisy.mean())[mine]  # every noisy frame counts alike, in parts too
 
         def loss(part: slice) -> Tensor:
             return self.loss(request[part], states[part], index[part], weight[part])

@@ -22,7 +22,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from reelign.errors import ConfigError, DataError
 from reelign.latents import LatentCache
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
+from reelign.sampling import Draw
 
 
 class Config(reward_gradient.Config):
@@ -100,13 +100,13 @@ class PartialChain:
         self.reward = reward
         self.parameters = self.update.parameters
 
-    def begin(self, request: Request, noise: Tensor, random: torch.Generator) -> tuple[Tensor, Schedule]:
+    def begin(self, request: Request, noise: Tensor, draw: Draw) -> tuple[Tensor, Schedule]:
         """Corrupted latents of the request's clips, and the rest of the chain."""
         if request.source_videos is None:
             raise DataError("partial_chain edits clips; this request has none: name a folder of clips under 'clips'")
         clean = self.latents.encode(request.source_videos).to(noise)
         if self.config.offset_noise:
-            shared = torch.randn((*noise.shape[:3], 1, 1), generator=random).to(noise)
+            shared = draw((*noise.shape[1:3], 1, 1)).to(noise)
             noise = noise + self.config.offset_noise * shared
         return corrupt(clean, noise, self.schedule), self.schedule
 

@@ -19,8 +19,9 @@ Run: ``reelign train recipes/demo.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,13 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor
 
 from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatch
+from reelign.distributed import gather, place
 from reelign.errors import ConfigError
 from reelign.objectives import prediction_divergence, require_finite
 from reelign.optimisation import Optimisation
 from reelign.rewards.balance import Balance, conflicts
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
-from reelign.sampling import ChainOptions, chain, guided
+from reelign.sampling import ChainOptions, Draw, SeededNoise, chain, guided, update_seeds
 
 
 class Config(BaseModel):
@@ -105,7 +107,34 @@ def gradient_steps(config: Config, random: torch.Generator) -> frozenset[int]:
     return frozenset(range(config.steps - config.k, config.steps))
 
 
-Start = Callable[[Request, Tensor, torch.Generator], tuple[Tensor, Schedule]]
+def passes(total: int, mine: slice, size: int) -> Iterator[tuple[int, slice]]:
+    """The micro-batches of ``size`` that the rows ``mine`` of an update of ``total`` are in: first row, and our part.
+
+    They are those of the whole update, so that what a micro-batch draws is the same in any number of processes.
+    """
+    for first in range(0, total, size):
+        rows = slice(max(first, mine.start), min(first + size, mine.stop))
+        if rows.start < rows.stop:
+            yield first, rows
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass: rows, their noise and seeds, the frames and the steps with gradient."""
+
+    request: Request
+    noise: Tensor
+    seeds: list[int]
+    frames: list[int]
+    live: frozenset[int]
+
+    def draw(self) -> SeededNoise:
+        """Fresh noise of the rows, from its beginning."""
+        return SeededNoise(self.seeds, self.noise.device)
+
+
+Start = Callable[[Request, Tensor, Draw], tuple[Tensor, Schedule]]
+Seen = list[tuple[dict[str, Tensor], dict[str, Tensor]]]  # scores and the base's, of each pass
 
 
 class RewardGradient:
@@ -116,8 +145,8 @@ class RewardGradient:
         reward: what is maximised.
         config: settings.
         seed: of noise, frames and steps.
-        start: where chains begin, from a request and noise [B,…]: latents and the schedule from there on. None begins
-            with pure noise and runs the whole chain.
+        start: where chains begin, from a request, noise [B,…] and a source of more: latents and the schedule from
+            there on. None begins with pure noise and runs the whole chain.
     """
 
     def __init__(
@@ -133,6 +162,7 @@ class RewardGradient:
         self.balance = Balance(reward)
         self.config = config
         self.updates = 0
+        self.seed = seed
         self.start = start or self._from_noise
         self.random = torch.Generator().manual_seed(seed)
         self.optimisation = Optimisation(
@@ -157,34 +187,45 @@ class RewardGradient:
 
     def step(self, request: Request) -> dict[str, float]:
         """One update from these prompts; logs the objective, each reward, the divergence and the gradient norm."""
+        total, mine = place(len(request))
         live = gradient_steps(self.config, self.random)
-        noise = torch.randn(len(request), *self.generator.latent_shape(), generator=self.random)
+        noise = torch.randn(total, *self.generator.latent_shape(), generator=self.random)
+        seeds = update_seeds(self.seed, self.updates, 2 * total)  # of each row, then of a micro-batch that begins there
         self.optimisation.clear()
-        size, start, logged = self.config.micro_batch or len(request), 0, dict[str, float]()
-        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        for part in request.split(size):
+        logged, seen = dict[str, float](), Seen()
+        for first, rows in passes(total, mine, self.config.micro_batch or total):
+            random = torch.Generator().manual_seed(seeds[total + first])
+            frames = self.config.frames.indices(self.generator.frames(), random)
+            part = request[rows.start - mine.start : rows.stop - mine.start]
             share = len(part) / len(request)
-            values = self._accumulate(part, noise[start : start + len(part)], live, share, seen)
-            start += len(part)
+            values = self._accumulate(_Pass(part, noise[rows], seeds[rows], frames, live), share, seen)
             for name, value in values.items():
                 logged[name] = logged.get(name, 0.0) + share * value
         logged["gradient_norm"] = self.optimisation.step()
         self.updates += 1
-        return logged | self.balance.update(*(_joined([pair[i] for pair in seen]) for i in (0, 1)))
+        return logged | self.balance.update(*self._everyones(seen))
 
-    def _accumulate(
-        self,
-        request: Request,
-        noise: Tensor,
-        live: frozenset[int],
-        share: float,
-        seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]],
-    ) -> dict[str, float]:
+    def _everyones(self, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The scores of all rows of the update, and the base's, where running scales or constraints need them."""
+        scores, base = (_joined([pair[i] for pair in seen]) for i in (0, 1))
+        if not self.balance.scales and not self.balance.constraints:
+            return scores, base
+        parts = gather((_on_cpu(scores), _on_cpu(base)))
+        return _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
+
+    def _begin_balance(self, scores: dict[str, Tensor]) -> None:
+        """Running scales begin with the first micro-batch of the whole update."""
+        if self.balance.new:
+            whole = _joined(gather(_on_cpu(scores)))
+            size = self.config.micro_batch or len(next(iter(whole.values())))
+            self.balance.begin({name: score[:size] for name, score in whole.items()})
+
+    def _accumulate(self, one: _Pass, share: float, seen: Seen) -> dict[str, float]:
         """Forward and backward pass of one micro-batch; its gradient counts by its share of the batch."""
-        frames = self.config.frames.indices(self.generator.frames(), self.random)
-        base = self._base_scores(request, noise, frames)
-        batch, divergence = self.rollout(request, noise, live, frames)
+        base = self._base_scores(one)
+        batch, divergence = self.rollout(one.request, one.noise, one.live, one.frames, one.draw())
         scores = self.reward.scores(batch)
+        self._begin_balance(scores)
         loss = -self.balance.objective(scores).mean() + self.config.kl_weight * divergence
         require_finite("the loss", loss)
         logged = {"loss": loss.item(), "reward": self.reward.objective(scores).mean().item()}
@@ -199,22 +240,20 @@ class RewardGradient:
         return logged
 
     @torch.no_grad()
-    def _base_scores(self, request: Request, noise: Tensor, frames: list[int]) -> dict[str, Tensor]:
+    def _base_scores(self, one: _Pass) -> dict[str, Tensor]:
         """The constraints' scores of the same prompts, noise and frames with the adapter off; empty without any."""
         if not self.balance.constraints:
             return {}
-        position = self.random.get_state()
         with self.generator.reference():
-            batch, _ = self.rollout(request, noise, frozenset(), frames)
-        self.random.set_state(position)
+            batch, _ = self.rollout(one.request, one.noise, frozenset(), one.frames, one.draw())
         return {term.name: term.reward(batch) for term in self.balance.constraints}
 
     def rollout(
-        self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int]
+        self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int], draw: Draw
     ) -> tuple[VideoBatch, Tensor]:
         """Clips with gradient from the steps ``live``, and the mean divergence from the reference in those steps."""
         condition = self.generator.encode(request)
-        x, schedule = self.start(request, noise.to(next(iter(condition.positive.values())).device), self.random)
+        x, schedule = self.start(request, noise.to(next(iter(condition.positive.values())).device), draw)
         schedule = schedule.to(x)
         divergences: list[Tensor] = []
 
@@ -223,7 +262,7 @@ class RewardGradient:
                 divergences.append(self._divergence(schedule.t[i], latent, output, condition))
 
         options = ChainOptions(self.config.guidance_scale, self.config.eta, live, self.config.detach_input, observe)
-        x = chain(self.generator, x, condition, schedule, options, self.random)
+        x = chain(self.generator, x, condition, schedule, options, draw)
         require_finite("the sampled latent", x)
         video = self.generator.decode(x, frames)
         policy = self.config.frames
@@ -231,7 +270,7 @@ class RewardGradient:
         divergence = torch.stack(divergences).mean() if divergences else x.new_zeros(())
         return VideoBatch(video, policy.fps(self.generator.fps), request, weights), divergence
 
-    def _from_noise(self, request: Request, noise: Tensor, random: torch.Generator) -> tuple[Tensor, Schedule]:
+    def _from_noise(self, request: Request, noise: Tensor, draw: Draw) -> tuple[Tensor, Schedule]:
         return noise, self.generator.path.schedule(self.config.steps)
 
     def _divergence(self, t: Tensor, latent: Tensor, output: Tensor, condition: Condition) -> Tensor:
@@ -254,6 +293,7 @@ class RewardGradient:
             "random": self.random.get_state(),
             "balance": self.balance.state(),
             "updates": self.updates,
+            "seed": self.seed,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -262,6 +302,11 @@ class RewardGradient:
         self.random.set_state(state["random"])
         self.balance.restore(state["balance"])
         self.updates = int(state["updates"])
+        self.seed = int(state.get("seed", self.seed))  # older checkpoints do not have it
+
+
+def _on_cpu(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: score.detach().cpu() for name, score in scores.items()}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ picture, since no clip of the teacher's begins in the middle; the block that thi
 
 Beyond the paper: exact accumulation of gradients, the fake score as an adapter on the real one, windows that overflow
 while training. On an update of the generator one rollout serves generator and critic. Left out: schedules of noise
-levels by exit step for ``dmd`` and ``sid``, which no published run uses; several machines.
+levels by exit step for ``dmd`` and ``sid``, which no published run uses.
 
 Run: ``reelign train self_forcing``.
 """
@@ -33,6 +33,7 @@ from torch import Tensor
 from reelign.algorithms.critics import Critic, LogitCritic, Made, ScoreCritic
 from reelign.algorithms.distribution_matching import score_sigma
 from reelign.contracts import CausalGenerator, Condition, Request
+from reelign.distributed import place
 from reelign.errors import ConfigError, DataError
 from reelign.generators.discriminator import Discriminator
 from reelign.generators.lora import LoraOptions
@@ -241,7 +242,7 @@ class SelfForcing:
         generator over a block; on updates of the generator ``loss`` and ``gradient_norm`` too.
         """
         real = self._real(request)
-        draws = self._draw(len(request))
+        draws = self._draw(*place(len(request)))
         self.optimisation.clear()
         self.critic_optimisation.clear()
         size, logged = self.config.micro_batch or len(request), dict[str, float]()
@@ -268,7 +269,9 @@ class SelfForcing:
             raise DataError("the objective 'gan' learns from real clips; this request has none: set 'clips'")
         return self.latents.encode(request.source_videos)
 
-    def _draw(self, count: int) -> _Draws:
+    def _draw(self, count: int, mine: slice) -> _Draws:
+        """What all ``count`` rows of an update draw, cut to those that are of this process."""
+
         def whole(high: int, size: int = 1) -> list[int]:
             drawn: list[int] = torch.randint(high, (size,), generator=self.random).tolist()
             return drawn
@@ -282,9 +285,9 @@ class SelfForcing:
             trains=(self.updates + 1) % self.config.critic_ratio == 0,
             sizes=sizes,
             exits=tuple(exits),
-            seeds=whole(2**62, count),
-            sigma=self._sigma(exits, count),
-            critic_sigma=self._sigma(exits, count),
+            seeds=whole(2**62, count)[mine],
+            sigma=self._sigma(exits, count)[mine],
+            critic_sigma=self._sigma(exits, count)[mine],
         )
 
     def _sigma(self, exits: list[int], count: int) -> Tensor:

@@ -33,7 +33,7 @@ from reelign.cli import (
     translate,
     zoo,
 )
-from reelign.errors import ReelignError
+from reelign.errors import ConfigError, ReelignError
 
 app = typer.Typer(
     help="Post-train video generators from feedback, and prove that they got better.",
@@ -71,15 +71,24 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what the libraries log."),
 ) -> None:
     """Post-train video generators from feedback, and prove that they got better."""
+    _require_train_under_a_launcher(context.invoked_subcommand)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("reelign").setLevel(logging.INFO)
     if not verbose:
         quiet_libraries()
+
+
+def _require_train_under_a_launcher(verb: str | None) -> None:
+    """Refuse what every process would do for itself, into the same files."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if "LOCAL_RANK" in os.environ and processes > 1 and verb not in (None, "train"):
+        raise ConfigError(f"of reelign's verbs only train runs in several processes; got {verb} in {processes}")
 
 
 def quiet_libraries() -> None:

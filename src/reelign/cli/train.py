@@ -57,22 +57,38 @@ def train(
 ) -> None:
     """Post-train a generator with reward gradients and report what changed."""
     from reelign.config import load_config
+    from reelign.distributed import leads, processes
     from reelign.loop import Run
 
-    execute(Run(load_config(run, set_ or []), resume), f"reelign train {run} --resume")
+    with processes():
+        console.quiet = not leads()
+        built = Run(load_config(run, set_ or []), resume)
+        finished = carry_out(built)
+    close(built, finished, f"reelign train {run} --resume")
 
 
 def execute(run: Run, go_on: str) -> None:
     """Train a built run with bars on the screen, then report; says how to go on where it was stopped."""
+    close(run, carry_out(run), go_on)
+
+
+def carry_out(run: Run) -> bool:
+    """Train with bars on the screen, and report where the run writes; returns whether it finished."""
     from reelign.cli.report import report
 
     show_plan(run)
-    with Progress(*COLUMNS, TextColumn("{task.fields[note]}"), console=console) as progress:
+    with Progress(*COLUMNS, TextColumn("{task.fields[note]}"), console=console, disable=console.quiet) as progress:
         finished = run.train(Bars(progress))
+    if finished and run.folder.writes:
+        report(run.folder.path)
+    return finished
+
+
+def close(run: Run, finished: bool, go_on: str) -> None:
+    """Say how to go on with a run that was stopped, and exit with 130."""
     if not finished:
         console.print(f"stopped and saved at step {run.step}; go on with: [bold]{go_on}[/]")
         raise typer.Exit(130)
-    report(run.folder.path)
 
 
 def show_plan(run: Run) -> None:

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reelign.contracts import Request
-from reelign.datasets.prompts import PromptOrder
+from reelign.datasets.prompts import ALL, PromptOrder
 from reelign.datasets.video_folder import captions, read_captions, rows_beside
+from reelign.distributed import gather
 from reelign.errors import ClipError, DataError
 from reelign.video_io import read_clip
 
@@ -172,38 +173,49 @@ class ClipOrder:
         """The captions, one a clip."""
         return tuple(clip.caption for clip in self.clips)
 
-    def request(self, count: int) -> Request:
-        """The next ``count`` clips with their captions.
+    def request(self, count: int, rows: slice = ALL) -> Request:
+        """Those in ``rows`` of the next ``count`` clips that can be read, with their captions; no others are read.
+
+        Processes that take other rows tell one another which clips cannot be read, and so all draw the same.
 
         Raises:
             DataError: no clip can be read.
         """
-        prompts: list[str] = []
-        videos: list[Tensor] = []
-        while len(prompts) < count:
-            index = self._draw()
-            video = self._read(index)
-            if video is not None:
-                prompts.append(self.clips[index].caption)
-                videos.append(video)
-        return Request(tuple(prompts), source_videos=torch.stack(videos))
+        drawn: list[int] = []
+        read: dict[int, Tensor] = {}
+        bad = True
+        while bad:
+            while len(drawn) < count:
+                drawn += [index for index in self._draw(count - len(drawn)) if index not in self._bad]
+            bad = self._leave_out(self._read(set(drawn[rows]) - set(read), read))
+            drawn = [index for index in drawn if index not in self._bad]
+        captions = tuple(self.clips[index].caption for index in drawn[rows])
+        return Request(captions, source_videos=torch.stack([read[index] for index in drawn[rows]]))
 
-    def _draw(self) -> int:
+    def _draw(self, count: int) -> list[int]:
         if (self._weights == self._weights[0]).all():
-            return int(self._order.draw(1)[0])
-        return int(torch.multinomial(self._weights, 1, generator=self._random))
+            return [int(index) for index in self._order.draw(count)]
+        return [int(torch.multinomial(self._weights, 1, generator=self._random)) for _ in range(count)]
 
-    def _read(self, index: int) -> Tensor | None:
-        if index in self._bad:
-            return None
-        try:
-            return self.reader.read(self.clips[index].path)
-        except ClipError as error:
-            self._bad.add(index)
-            log.warning("left out: %s", error)
-            if len(self._bad) == len(self.clips):
-                raise DataError(f"none of the {len(self.clips)} clips can be used; the last: {error}") from error
-            return None
+    def _read(self, indices: set[int], into: dict[int, Tensor]) -> dict[int, str]:
+        """Read clips; returns why some could not be."""
+        problems = {}
+        for index in sorted(indices):
+            try:
+                into[index] = self.reader.read(self.clips[index].path)
+            except ClipError as error:
+                problems[index] = str(error)
+        return problems
+
+    def _leave_out(self, problems: dict[int, str]) -> bool:
+        """Never again draw clips that some process could not read; returns whether there were any."""
+        everyones = {index: why for part in gather(problems) for index, why in part.items()}
+        for why in everyones.values():
+            log.warning("left out: %s", why)
+        self._bad.update(everyones)
+        if len(self._bad) == len(self.clips):
+            raise DataError(f"none of the {len(self.clips)} clips can be used; the last: {why}")
+        return bool(everyones)
 
     def state(self) -> dict[str, object]:
         """What ``restore`` needs to continue."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from reelign.contracts import Request
+from reelign.datasets.prompts import ALL
 from reelign.datasets.translation import SIDES, Domains
 
 
@@ -27,8 +28,9 @@ class DomainOrder:
         """The names of the domains."""
         return SIDES
 
-    def request(self, count: int) -> Request:
-        """``count`` clips of x, then ``count`` of y."""
+    def request(self, count: int, rows: slice = ALL) -> Request:
+        """``count`` clips of x, then ``count`` of y; all of them, since no run of several processes translates."""
+        assert rows in (ALL, slice(0, count))
         clips = [self.domains.batch(side, count, self._random) for side in SIDES]
         return Request(tuple(side for side in SIDES for _ in range(count)), torch.cat(clips))
 

@@ -24,6 +24,7 @@ ANIMALS = (
     "dolphin", "squirrel", "mouse", "rat", "snake", "turtle", "frog", "chicken", "duck", "goose", "bee", "pig",
     "turkey", "fly", "llama", "camel", "bat", "gorilla", "hedgehog", "kangaroo",
 )  # fmt: skip
+ALL = slice(None)
 ACTIVITIES = ("washing the dishes", "riding a bike", "playing chess")
 
 
@@ -140,9 +141,9 @@ class PromptOrder:
         taken, self._order = self._order[:count], self._order[count:]
         return tuple(self.prompts[i] for i in taken)
 
-    def request(self, count: int) -> Request:
-        """The next ``count`` prompts as a request."""
-        return Request(self.draw(count))
+    def request(self, count: int, rows: slice = ALL) -> Request:
+        """Those in ``rows`` of the next ``count`` prompts, as a request."""
+        return Request(self.draw(count)[rows])
 
     def state(self) -> dict[str, object]:
         """What ``restore`` needs to continue."""

@@ -136,8 +136,8 @@ class TranslationGenerator:
 
     def keep_to_colours(self) -> None:
         """Drop the gradients by which translators would begin to change more than colours."""
-        for name in ("to_x", "to_y"):
-            for parameter in self.networks[name].out.parameters():
+        for name, parameter in self.networks.named_parameters():
+            if name.startswith(("to_x.out.", "to_y.out.")):
                 parameter.grad = None
 
     def trainable(self) -> dict[str, nn.Parameter]:

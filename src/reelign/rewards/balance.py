@@ -72,11 +72,20 @@ class Balance:
         """The terms that are constraints."""
         return [term for term in self.reward.terms if term.keep_within is not None]
 
-    def objective(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """What is maximised now, [B], from scores by name."""
+    @property
+    def new(self) -> bool:
+        """Whether there is a running scale that has seen nothing yet."""
+        return any(not scale.count for scale in self.scales.values())
+
+    def begin(self, scores: Mapping[str, Tensor]) -> None:
+        """Give running scales their first scores, where they have none."""
         for name, scale in self.scales.items():
             if not scale.count:
                 scale.see(scores[name].detach())
+
+    def objective(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """What is maximised now, [B], from scores by name."""
+        self.begin(scores)
         return torch.stack([self.contribution(term, scores[term.name]) for term in self.reward.terms]).sum(0)
 
     def contribution(self, term: Term, score: Tensor) -> Tensor:

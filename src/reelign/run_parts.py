@@ -1,0 +1,90 @@
+"""What a run trains and what each of its steps is asked, built from its config."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from reelign.catalogue import resolve
+from reelign.config import RunConfig
+from reelign.contracts import Algorithm
+from reelign.datasets.clips import ClipOrder
+from reelign.datasets.drawn_clips import open_clips
+from reelign.datasets.prompts import PromptOrder, PromptSplit
+from reelign.distributed import count, share
+from reelign.errors import ConfigError, DataError
+from reelign.rewards.weighted import WeightedReward
+
+ALONE = ("video_translation",)  # its discriminators and agent remember clips, which processes would not share
+
+
+class Trainer(Algorithm, Protocol):
+    """What the loop needs of an algorithm besides its steps."""
+
+    def exported(self) -> AbstractContextManager[None]:
+        """A context in which the generator holds the weights that are judged and saved."""
+        ...
+
+    def lower_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good."""
+        ...
+
+
+def my_rows(config: RunConfig) -> slice:
+    """Which rows of every update are this process's; all of them in a single process.
+
+    Raises:
+        ConfigError: the algorithm runs in one process alone, or batch or, with ``shard``, micro-batches cannot be
+            shared alike.
+    """
+    if count() > 1 and config.algorithm in ALONE:
+        raise ConfigError(
+            f"{config.algorithm} runs in one process, because it is shown past clips again, which processes would not "
+            f"share; this run has {count()}: start it without a launcher"
+        )
+    rows = share(config.training.batch)
+    if count() > 1:
+        _require_equal_passes(config, rows.stop - rows.start)
+    return rows
+
+
+def _require_equal_passes(config: RunConfig, each: int) -> None:
+    """Where weights are shared out, all processes make as many passes, or they would wait for one another for ever."""
+    settings = getattr(config, config.algorithm)
+    if getattr(getattr(settings, "teacher", None), "shard", False):
+        raise ConfigError("shard is for the generator that is trained; a teacher is whole in each process: set it off")
+    size = getattr(settings, "micro_batch", 0)
+    if getattr(config.generator, "shard", False) and size and size % each and each % size:
+        raise ConfigError(
+            f"processes that shard a generator make as many passes: micro_batch divides the {each} prompts that each "
+            f"has of a batch, or is a multiple of it; got {size}"
+        )
+
+
+def build_algorithm(config: RunConfig, generator: Any, reward: WeightedReward | None, cache: Path) -> Trainer:
+    """The algorithm by name, given what its class asks for: some learn from the reward, some from clips."""
+    kind = resolve("algorithm", config.algorithm)
+    offered = {
+        "generator": generator,
+        "reward": reward,
+        "config": getattr(config, config.algorithm),
+        "seed": config.seed,
+        "cache": cache,
+    }
+    wanted = inspect.signature(kind).parameters
+    built: Trainer = kind(**{name: value for name, value in offered.items() if name in wanted})
+    return built
+
+
+def build_order(config: RunConfig, generator: Any, prompts: PromptSplit) -> PromptOrder | ClipOrder:
+    """What each step is asked: prompts, or captioned clips whose captions are not held out."""
+    if config.clips is None:
+        return PromptOrder(prompts.train, config.seed + 1)
+    source, held_out = config.clips.source, set(prompts.held_out)
+    found, reader = open_clips(source, generator.frames(), generator.picture_size(), generator.fps)
+    clips = [clip for clip in found if clip.caption not in held_out]
+    if not clips:
+        raise DataError(f"the captions of all clips in {source} are held out: hold out fewer")
+    return ClipOrder(clips, reader, config.seed + 1)

@@ -1,0 +1,297 @@
+"""Several processes: an update, an evaluation, a resumed run are those of one process; one that fails ends all.
+
+Processes are forked from a server that has imported everything once, because on a CPU imports cost more than steps.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import process_runs
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from process_runs import draw_clips, gradients, spread_squares, train, train_sharded
+
+from reelign import checkpoint
+from reelign.config import parse_config
+from reelign.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="processes on a CPU need torch built with gloo"
+)
+RANK2 = {"rank": 2}
+CLOSE = {"rtol": 0, "atol": 1e-6}
+
+
+def settings(folder, output, steps=4, **more):
+    """A run whose updates draw everything that can be drawn, in micro-batches that two processes cut differently."""
+    return {
+        "output": str(output),
+        "generator": {"model": str(folder), "height": 32, "width": 32, "frames": 5, "device": "cpu", "lora": RANK2},
+        "prompts": {"source": [f"a {c} shape" for c in "abcdefghij"], "held_out": 3},
+        "rewards": [
+            {"name": "brightness_range", "normalise": True},
+            {"name": "temporal_smoothness", "keep_within": 0.01},
+        ],
+        "reward_gradient": {
+            "steps": 2, "guidance_scale": 2.0, "lr": 1e-3, "mode": "random", "eta": 0.5, "micro_batch": 3,
+            "frames": {"choose": "segments", "segments": 3}, "kl_weight": 0.1, "average": 0.5,
+        },
+        "training": {"steps": steps, "batch": 4, "checkpoint_every": 2, "keep": 0},
+        "evaluation": {"save_clips": 2, "batch": 2},
+        "guard": {"action": "warn", "every": 4, "prompts": 3, "seeds": 2},
+        **more,
+    }  # fmt: skip
+
+
+def from_clips(folder, output):
+    """The denoising loss, with captions dropped."""
+    more = {"flow_matching": {"steps": 2, "lr": 1e-3, "caption_dropout": 0.5, "micro_batch": 1}}
+    off = {"guard": {"action": "off"}, "rewards": [{"name": "brightness_range"}], "clips": {"source": "shapes:6"}}
+    return settings(folder, output, 3, algorithm="flow_matching", **more, **off)
+
+
+def self_forced(folder, output):
+    """A causal generator and its critic, in turns."""
+    config = settings(folder, output, 2, algorithm="self_forcing", guard={"action": "off"})
+    config["generator"] |= {"kind": "causal_wan", "frames_per_block": 1}
+    config["rewards"] = [{"name": "brightness_range"}]
+    config["self_forcing"] = {"steps": 2, "critic_ratio": 2, "lr": 1e-3, "critic_lr": 1e-3, "average_from": 1}
+    return config
+
+
+def in_parts(folder, output):
+    """A transformer whose frozen weights the processes share."""
+    config = settings(folder, output, 2)
+    config["generator"] |= {"shard": True, "gradient_checkpointing": True}
+    config["reward_gradient"]["micro_batch"] = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Does work, named functions and their options, in a number of processes; returns what each found."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["reelign.loop", "diffusers", "process_runs"])
+    folder = tmp_path_factory.mktemp("found")
+
+    def start(count, **work):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        places = [(number, count, port, work, folder) for number in range(count)]
+        started = [context.Process(target=process_runs.join, args=place, daemon=True) for place in places]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+            assert process.exitcode == 0
+        return [torch.load(folder / f"{count}_{number}.pt") for number in range(count)]
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def runs(launch, random_wan_folder, tmp_path_factory):
+    """The same runs by one process and by two, and one of each that was stopped half-way and taken up by the other."""
+    root, model = tmp_path_factory.mktemp("runs"), random_wan_folder
+    kinds = {"rewarded": settings, "denoised": from_clips, "self_forced": self_forced}
+    alike = {"clips": (draw_clips, {}), "squares": (spread_squares, {})}
+
+    def parts(count):
+        return {"parts": (train_sharded, {"config": in_parts(model, root / f"parts{count}")})}
+
+    def whole(count):
+        return {name: (train, {"config": kind(model, root / f"{name}{count}")}) for name, kind in kinds.items()}
+
+    def half(count):
+        return {"half": (train, {"config": settings(model, root / f"half{count}", 2, trackers=["tensorboard"])})}
+
+    def rest(count):
+        return {"rest": (train, {"config": settings(model, root / f"half{count}"), "resume": True})}
+
+    one = launch(1, **whole(1), **half(1), **alike, **parts(1))
+    two = launch(2, **whole(2), **half(2), **rest(1), **alike, gradients=(gradients, {}), **parts(2))
+    last = launch(1, **rest(2))
+    return root, one[0] | {"rest": last[0]["rest"]}, two
+
+
+@pytest.mark.parametrize("name", ["rewarded", "denoised", "self_forced"])
+def test_processes_share_an_update(runs, name):
+    """Both processes end with the same weights, and with those of one process that has the whole batch."""
+    _, one, (first, second) = runs
+    assert one[name].keys() == first[name].keys()
+    for key, weights in first[name].items():
+        assert torch.equal(weights, second[name][key])
+        torch.testing.assert_close(weights, one[name][key], **CLOSE)
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return pd.DataFrame(lines).drop(columns="seconds")
+
+
+@pytest.mark.parametrize("name", ["rewarded", "denoised", "self_forced"])
+def test_what_is_logged_and_judged_is_that_of_one_process(runs, name):
+    root, _, _ = runs
+    one, two = root / f"{name}1", root / f"{name}2"
+    pd.testing.assert_frame_equal(metrics(two), metrics(one), rtol=1e-4, atol=1e-6)
+    for step in sorted(path.name for path in (one / "samples").iterdir()):
+        scores = [pd.read_csv(folder / "samples" / step / "scores.csv") for folder in (one, two)]
+        pd.testing.assert_frame_equal(*scores, rtol=1e-4, atol=1e-6)
+    names = [
+        {str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix != ".safetensors"} for folder in (one, two)
+    ]
+    assert names[0] == names[1]
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+
+
+def test_the_guard_sees_what_it_sees_in_one_process(runs):
+    looks = [json.loads((runs[0] / f"rewarded{n}" / "guard.json").read_text())["looks"] for n in (1, 2)]
+    assert [look["step"] for look in looks[0]] == [0, 4]
+    for one, two in zip(*looks, strict=True):
+        assert one["reward"] == pytest.approx(two["reward"], rel=1e-4, abs=1e-6)
+        assert [c["now"] for c in one["changes"]] == pytest.approx(
+            [c["now"] for c in two["changes"]], rel=1e-3, abs=1e-5
+        )
+
+
+def test_frozen_weights_are_shared_out_and_change_nothing(runs):
+    root, one, (first, second) = runs
+    (whole, all_of_it), (weights, part), (others, rest) = one["parts"], first["parts"], second["parts"]
+    assert all_of_it == 1
+    assert part + rest == pytest.approx(1)
+    assert part < 0.6
+    for key, value in whole.items():
+        assert torch.equal(weights[key], others[key])
+        torch.testing.assert_close(weights[key], value, **CLOSE)
+    scores = [pd.read_csv(root / f"parts{n}/samples/step_000002/scores.csv") for n in (1, 2)]
+    pd.testing.assert_frame_equal(*scores, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_goes_on_in_another_number_of_processes(runs):
+    """One to two, and two to one: the weights, their average and the optimiser are those of the uninterrupted run."""
+    root, one, two = runs
+    for key, weights in one["rewarded"].items():
+        torch.testing.assert_close(two[0]["rest"][key], weights, **CLOSE)
+        torch.testing.assert_close(one["rest"][key], weights, **CLOSE)
+    parts = [
+        checkpoint.load(root / f / "checkpoints/step_000004")["algorithm"] for f in ("rewarded1", "half1", "half2")
+    ]
+    for other in parts[1:]:
+        torch.testing.assert_close(other["average"], parts[0]["average"], **CLOSE)
+        torch.testing.assert_close(
+            other["balance"]["multipliers"], parts[0]["balance"]["multipliers"], rtol=1e-4, atol=1e-4
+        )
+    assert len(metrics(root / "half2")) == 4
+
+
+def test_processes_draw_the_same_clips_and_leave_out_the_same(runs):
+    _, one, two = runs
+    assert one["clips"] == two[0]["clips"] == two[1]["clips"]
+    assert len(one["clips"]) == 24
+    assert {"5", "7"}.isdisjoint(one["clips"])
+
+
+def test_work_is_spread_and_comes_back_in_order(runs):
+    _, one, two = runs
+    assert one["squares"] == [(n * n, 0) for n in range(5)]
+    assert two[0]["squares"] == two[1]["squares"] == [(n * n, n % 2) for n in range(5)]
+
+
+def test_weights_begin_alike_and_gradients_are_averaged(runs):
+    for begun, averaged, noticed in (found["gradients"] for found in runs[2]):
+        assert begun == [[0.0] * 3] * 3 + [[1.0] * 2]
+        assert averaged == {"a": [1.5] * 3, "b": [0.5] * 3, "c": None, "half": [1.0] * 2}
+        assert "their norms differ by 50%" in noticed
+
+
+def test_a_failing_process_ends_all_with_one_line(random_wan_folder, tmp_path):
+    """The real command under the real launcher."""
+    file = tmp_path / "run.yaml"
+    config = settings(random_wan_folder, tmp_path / "run", rewards=[{"name": "process_runs:FailsInTheSecond"}])
+    file.write_text(yaml.safe_dump(config | {"guard": {"action": "off"}}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [*command, "-m", "reelign", "train", str(file)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    said = [line for line in (ended.stdout + ended.stderr).splitlines() if line.startswith("error ")]
+    assert said == ["error process 2 of 2 failed: the second process has had enough"]
+    assert "enough" in json.loads((tmp_path / "run/status.json").read_text())["stopped"]
+    assert ended.stdout.count("held out") == 1  # the plan is shown by the first process alone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"batch": 3}}, "a multiple of 2; got 3"),
+        ({"algorithm": "video_translation"}, "video_translation runs in one process"),
+        (
+            {"generator": {"shard": True}},
+            "divides the 2 prompts that each has of a batch, or is a multiple of it; got 3",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(monkeypatch, tmp_path, change, message):
+    from reelign import distributed, run_parts
+
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(run_parts, "count", lambda: 2)
+    config = parse_config(settings("zoo:tiny-wan", tmp_path))
+    for name, value in change.items():
+        new = value if isinstance(value, str) else getattr(config, name).model_copy(update=value)
+        config = config.model_copy(update={name: new})
+    with pytest.raises(ConfigError, match=message):
+        run_parts.my_rows(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_all": True}, "shard goes with an adapter, since only frozen weights are shared out; got train_all"),
+        ({"lora": None}, "got no adapter"),
+        ({"kind": "causal_wan"}, "causal_wan runs the parts of its network one by one"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(tmp_path, options, message):
+    config = settings("zoo:tiny-wan", tmp_path)
+    config["generator"] |= {"shard": True, **options}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(config)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [({"ACCELERATE_USE_FSDP": "true"}, "FSDP, which is not supported"), ({"LOCAL_RANK": "7"}, "this machine has 1")],
+)
+def test_other_launches_are_refused(monkeypatch, environment, message):
+    from reelign.distributed import processes
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message), processes():
+        pass
+
+
+def test_other_verbs_are_refused_under_a_launcher(monkeypatch):
+    from typer.testing import CliRunner
+
+    from reelign.cli.main import app
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    ended = CliRunner().invoke(app, ["metrics"])
+    assert str(ended.exception) == "of reelign's verbs only train runs in several processes; got metrics in 2"

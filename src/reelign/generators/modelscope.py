@@ -115,7 +115,8 @@ class ModelScope:
         pixels = video.flatten(0, 1).to(self.vae.dtype)
         chunks = torch.split(pixels, self.options.decode_chunk or len(pixels))
         z = torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks]) * self.vae.config.scaling_factor
-        return z.view(*video.shape[:2], *z.shape[1:]).transpose(1, 2)
+        latents: Tensor = z.view(*video.shape[:2], *z.shape[1:]).transpose(1, 2)
+        return latents
 
 
 def load_modelscope(**options: Any) -> FamilyGenerator:

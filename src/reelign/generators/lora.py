@@ -161,7 +161,14 @@ def adapter_options(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: the folder holds no adapter with its settings.
     """
-    layout, file = _adapter_file(folder)
+    settings = adapter_settings(folder)
+    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """PEFT's settings of a saved adapter of either layout; raises as ``adapter_options``."""
+    layout, file = adapter_file(folder)
+    settings: dict[str, Any]
     if layout == "peft":
         settings = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
     else:
@@ -170,10 +177,10 @@ def adapter_options(folder: Path) -> dict[str, Any]:
         settings = {key.partition(".")[2]: value for key, value in metadata.items()}
     if "r" not in settings:
         raise ModelError(f"{file} does not say its rank and alpha, so it was not saved by reelign or diffusers")
-    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
+    return settings
 
 
-def _adapter_file(folder: Path) -> tuple[str, Path]:
+def adapter_file(folder: Path) -> tuple[str, Path]:
     """The layout of a saved adapter, and its file; raises ModelError where there is none."""
     found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
     if not found:
@@ -195,7 +202,7 @@ def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
         state = read_weights(str(folder))
         load_adapter_state(network, _unwrapped(state, adapter_state(network)), str(folder))
         return
-    layout, file = _adapter_file(folder)
+    layout, file = adapter_file(folder)
     prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
     load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))
 

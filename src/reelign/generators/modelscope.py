@@ -114,10 +114,9 @@ class ModelScope:
         """Latents of a clip [B,T,3,H,W] in [-1,1], frame by frame."""
         pixels = video.flatten(0, 1).to(self.vae.dtype)
         chunks = torch.split(pixels, self.options.decode_chunk or len(pixels))
-        z: Tensor = (
-            torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks]) * self.vae.config.scaling_factor
-        )
-        return z.view(*video.shape[:2], *z.shape[1:]).transpose(1, 2)
+        z = torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks]) * self.vae.config.scaling_factor
+        latents: Tensor = z.view(*video.shape[:2], *z.shape[1:]).transpose(1, 2)
+        return latents
 
 
 def load_modelscope(**options: Any) -> FamilyGenerator:

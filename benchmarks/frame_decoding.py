@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from reelign.generators.modelscope import ModelScopeGenerator, ModelScopeOptions
+from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.modelscope import ModelScope, ModelScopeOptions
 from reelign.generators.wan import load_wan
 
 CHOSEN = (1, 2, 4, 8)
@@ -44,7 +45,7 @@ def picture() -> tuple[Decode, Tensor]:
     )  # fmt: skip
     parts = {"unet": unet, "vae": vae, "text_encoder": torch.nn.Identity(), "tokenizer": None}
     options = ModelScopeOptions(model="random", height=128, width=128, lora=None, device="cpu")
-    generator = ModelScopeGenerator({**parts, "scheduler": DDIMScheduler()}, options)
+    generator = FamilyGenerator(ModelScope({**parts, "scheduler": DDIMScheduler()}, options), options)
     return generator.decode, torch.randn(1, *generator.latent_shape())
 
 

@@ -15,8 +15,8 @@ from conftest import SHARED
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 COMMANDS = (
-    "demo", "train", "generate", "translate", "takes", "score", "metrics", "evaluate", "camera", "reject", "review",
-    "judge", "select", "selfplay", "report", "data", "zoo", "rewards", "doctor",
+    "demo", "train", "generate", "export", "translate", "takes", "score", "metrics", "evaluate", "camera", "reject",
+    "review", "judge", "select", "selfplay", "report", "data", "zoo", "rewards", "doctor",
 )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import tiny_families as tiny
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from reelign.algorithms.best_of_n import BestOfN
 from reelign.algorithms.best_of_n import Config as BestOfNConfig
@@ -19,11 +21,14 @@ from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.partial_chain import PartialChain, tail
 from reelign.algorithms.reward_gradient import Config, RewardGradient
 from reelign.build import build_generator
+from reelign.cli.main import app
 from reelign.config import parse_config
 from reelign.contracts import ContinuingGenerator, Generator, Request
 from reelign.datasets.prompts import load_prompts
 from reelign.diagnosis import WanGrid
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
+from reelign.generation import GenerationJob
+from reelign.generators.lora_export import export_adapter
 from reelign.rewards.brightness_range import BrightnessRange
 from reelign.rewards.weighted import Term, WeightedReward
 from reelign.sampling import ChainOptions, chain, generate, seeded_noise
@@ -361,6 +366,42 @@ def test_a_saved_adapter_loads_in_the_library(generator, request, folders, tmp_p
         generator.family.networks[part] = kept
 
 
+@pytest.mark.parametrize("name", ["ltx", "wan_2.1_image"])
+@torch.no_grad()
+def test_an_exported_adapter_loads_in_peft_and_from_comfyuis_names(name, folders, tmp_path):
+    """Alpha unlike rank on purpose; Wan's with the layers of the picture, whose official names are others."""
+    targets = ["to_q", "to_out.0", *(["add_k_proj", "add_v_proj"] if name.startswith("wan") else [])]
+    generator = load(folders(name), name, lora={"rank": 4, "alpha": 6.0, "targets": targets})
+    shake(generator)
+    generator.save(str(tmp_path / "saved"))
+    kind = CASES[name].options["kind"]
+    command = ["export", str(tmp_path / "saved"), "--kind", kind]
+    assert CliRunner().invoke(app, [*command, "--out", str(tmp_path / "comfy.safetensors")]).exit_code == 0
+    export_adapter(tmp_path / "saved", tmp_path / "peft", "peft")
+    export_adapter(tmp_path / "peft", tmp_path / "again", "diffusers")
+    assert all(key.startswith("diffusion_model.") for key in load_file(tmp_path / "comfy.safetensors"))
+    x, t = seeded_noise(generator.latent_shape(), [0]), generator.path.schedule(STEPS).t[0].float()
+    condition = generator.encode(request_for(generator, tiny.PROMPTS[:1]))
+    ours, own = generator.predict(x, t, condition), generator.family.networks["transformer"]
+    with generator.reference():
+        assert (generator.predict(x, t, condition) - ours).abs().max() > 1e-3
+    for place, file in (("", "comfy.safetensors"), ("peft", None), ("again", "pytorch_lora_weights.safetensors")):
+        pipeline = getattr(diffusers, CASES[name].pipeline).from_pretrained(folders(name))
+        if file is None:
+            PeftModel.from_pretrained(pipeline.transformer, tmp_path / place)
+        else:
+            pipeline.load_lora_weights(str(tmp_path / place), weight_name=file)
+        generator.family.networks["transformer"] = pipeline.transformer.eval()
+        torch.testing.assert_close(generator.predict(x, t, condition), ours, rtol=1e-4, atol=1e-5)
+    generator.family.networks["transformer"] = own
+    with pytest.raises(ConfigError, match="ComfyUI's layout is known for"):
+        export_adapter(tmp_path / "saved", tmp_path / "x.safetensors", "comfyui", "hunyuan_video")
+    with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
+        export_adapter(tmp_path / "saved", tmp_path / "x", "comfyui")
+    with pytest.raises(ConfigError, match="exported as diffusers, peft, comfyui"):
+        export_adapter(tmp_path / "saved", tmp_path / "x", "kohya")
+
+
 @images
 @torch.no_grad()
 def test_the_first_frame_matters_and_is_missed(generator):
@@ -407,6 +448,22 @@ def test_prompts_bring_their_first_frames_from_a_file(folders, loaded, tmp_path)
     file.write_text('{"prompt": "a"}')
     with pytest.raises(DataError, match="has none"):
         load(folders("cogvideox_image"), "cogvideox_image", first_frames=str(file))
+
+
+@pytest.mark.parametrize("name", ["stable_video_diffusion", "cogvideox_image"])
+def test_clips_of_a_file_of_prompts_with_pictures_and_an_adapter(name, folders, loaded, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": p, "first_frame": "red.png"}) for p in tiny.PROMPTS))
+    loaded(name).save(str(tmp_path / "adapter"))
+    size = {"height": 32, "width": 32, "frames": loaded(name).frames(), "device": "cpu"}
+    kind = CASES[name].options["kind"]
+    out = tmp_path / "clips"
+    job = GenerationJob.prepare(str(folders(name)), str(file), out, adapter=tmp_path / "adapter", kind=kind, **size)
+    assert list(job.run(0, 1, None, 2)) == [2]
+    assert sorted(p.name for p in out.iterdir()) == ["0000.mp4", "0001.mp4", "metadata.csv"]
+    with pytest.raises(ConfigError, match="set --kind to such a family"):
+        GenerationJob.prepare("zoo:tiny-wan", str(file), tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["stable_video_diffusion", "cogvideox_1.5_image"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import Any
 
 from reelign.build import build_generator
 from reelign.contracts import Request
-from reelign.datasets.prompts import load_prompts
+from reelign.datasets.prompts import load_prompts, read_prompt_lines
 from reelign.datasets.video_folder import write_metadata
-from reelign.errors import DataError, ModelError, RunFolderError
+from reelign.errors import ConfigError, DataError, RunFolderError
+from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.lora import adapter_options
 from reelign.generators.wan import WanGenerator
 from reelign.sampling import generate
 from reelign.video_io import write_clip
@@ -30,7 +31,7 @@ class GenerationJob:
         name: of the generator, for the table.
     """
 
-    generator: WanGenerator
+    generator: WanGenerator | FamilyGenerator
     prompts: tuple[str, ...]
     out: Path
     name: str = ""
@@ -41,11 +42,16 @@ class GenerationJob:
     ) -> GenerationJob:
         """Load the prompts (a file, a built-in set, or one prompt with a blank in it) and the generator.
 
+        A ``.jsonl`` file of prompts brings their first frames with it.
+
         Args:
-            options: further ``WanOptions``, for example ``dtype``.
+            options: further options of the generator, for example ``kind`` and ``dtype``.
 
         Raises:
-            DataError: no prompt. ModelError: no such model or adapter. RunFolderError: the folder is used or refuses.
+            DataError: no prompt.
+            ConfigError: first frames for a model of texts.
+            ModelError: no such model or adapter.
+            RunFolderError: the folder is used or refuses.
         """
         prompts = load_prompts([source] if _is_sentence(source) else source)[:limit]
         if not prompts:
@@ -53,6 +59,10 @@ class GenerationJob:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RunFolderError(f"clips go to a new or empty folder; {out} is neither")
         lora = adapter_options(adapter) if adapter else None
+        if _has_first_frames(source):
+            if options.get("kind", "wan") in ("wan", "causal_wan"):
+                raise ConfigError(f"{source} has first frames, for image-to-video; set --kind to such a family")
+            options = {"first_frames": source, **options}
         generator = build_generator({"model": model, "lora": lora, **options})
         if adapter:
             generator.load(str(adapter))
@@ -97,24 +107,10 @@ class GenerationJob:
         write_metadata(self.out, rows)
 
 
+def _has_first_frames(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix == ".jsonl" and path.is_file() and any(r.get("first_frame") for r in read_prompt_lines(path))
+
+
 def _is_sentence(text: str) -> bool:
     return " " in text.strip() and not Path(text).expanduser().exists()
-
-
-def adapter_options(folder: Path) -> dict[str, Any]:
-    """Rank, alpha and targets of a saved adapter, from its own file.
-
-    Raises:
-        ModelError: the folder holds no adapter with its settings.
-    """
-    from safetensors import safe_open
-
-    path = folder / "pytorch_lora_weights.safetensors"
-    if not path.is_file():
-        raise ModelError(f"an adapter folder holds {path.name}; {folder} does not")
-    with safe_open(path, "pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    settings = {key.removeprefix("transformer."): value for key, value in metadata.items()}
-    if "r" not in settings:
-        raise ModelError(f"{path} does not say its rank and alpha, so it was not saved by reelign or diffusers")
-    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}

@@ -18,6 +18,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the clips and metadata.csv.")],
     prompts: Annotated[str | None, typer.Option(help="A text file, 'shapes', 'animals', or one prompt.")] = None,
     generator: Annotated[str, typer.Option(help="zoo:tiny-wan, a folder, or a hub id.")] = "zoo:tiny-wan",
+    kind: Annotated[
+        str, typer.Option(help="Family of the generator: wan, cogvideox, ltx, … (docs: families).")
+    ] = "wan",
     sources: Annotated[Path | None, typer.Option(help="Clips instead of prompts, for a translator's run.")] = None,
     to: Annotated[str, typer.Option(help="Of a translator: the domain to translate to, x or y.")] = "y",
     adapter: Annotated[Path | None, typer.Option(help="A folder with an adapter that a run saved.")] = None,
@@ -40,7 +43,7 @@ def generate(
         raise ConfigError("clips are generated from --prompts, or by a translator from --sources: give one of the two")
     from reelign.generation import GenerationJob
 
-    job = GenerationJob.prepare(generator, prompts, out, adapter=adapter, limit=limit, dtype=dtype)
+    job = GenerationJob.prepare(generator, prompts, out, adapter=adapter, limit=limit, kind=kind, dtype=dtype)
     for _ in track(job.run(seed, steps, guidance_scale, batch), total=job.batches(batch), description="generating"):
         pass
     console.print(f"{len(job.prompts)} clips and metadata.csv in {out}")

@@ -17,6 +17,7 @@ from reelign.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     generate,
     judge,
     metrics,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(export.export)
 app.command()(translate.translate)
 app.add_typer(takes.app, name="takes")
 app.command()(score.score)

@@ -7,7 +7,7 @@ the pairs of latent frames it was trained on, and no further than the last asked
 
 Left out: the DPM solver that the 5B models' folders name, dynamic guidance.
 
-Run: ``generator: {kind: cogvideox, model: zai-org/CogVideoX-2b}``.
+Run: ``generator: {kind: cogvideox, model: THUDM/CogVideoX-2b}``.
 """
 
 from __future__ import annotations

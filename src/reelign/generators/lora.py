@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from reelign.zoo.published import read_weights
 
 NAME = "reelign"
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
+PEFT_ALPHA = 8.0  # what a LoraConfig has that nobody set
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
 
 AdapterLayout = Literal["diffusers", "peft"]
@@ -154,6 +156,55 @@ def save_adapter(network: nn.Module, folder: Path, part: str, layout: AdapterLay
     save_file(state, folder / FILES[layout], metadata=metadata)
 
 
+def adapter_options(folder: Path) -> dict[str, Any]:
+    """Rank, alpha and targets of a saved adapter of either layout, from its own file; see ``LoraOptions``.
+
+    Args:
+        folder: or a file of weights alone, as VADER publishes: rank and targets are then read off the weights, and
+            alpha is PEFT's default, which VADER kept.
+
+    Raises:
+        ModelError: the folder holds no adapter with its settings, or the file no LoRA weights.
+    """
+    if folder.is_file():
+        return _read_off(read_weights(str(folder)), folder)
+    settings = adapter_settings(folder)
+    return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
+
+
+def _read_off(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    down = ".lora_A.weight"
+    layers = [name.removesuffix(down).split(".") for name in state if name.endswith(down)]
+    if not layers:
+        raise ModelError(f"an adapter's weights are under PEFT's names, *{down}; {file} has none")
+    targets = {".".join(layer[-2:]) if layer[-1].isdigit() else layer[-1] for layer in layers}
+    rank = len(state[".".join(layers[0]) + down])
+    return {"rank": rank, "alpha": PEFT_ALPHA, "targets": tuple(sorted(targets))}
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """PEFT's settings of a saved adapter of either layout; raises as ``adapter_options``."""
+    layout, file = adapter_file(folder)
+    settings: dict[str, Any]
+    if layout == "peft":
+        settings = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    else:
+        with safe_open(file, "pt") as opened:
+            metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        settings = {key.partition(".")[2]: value for key, value in metadata.items()}
+    if "r" not in settings:
+        raise ModelError(f"{file} does not say its rank and alpha, so it was not saved by reelign or diffusers")
+    return settings
+
+
+def adapter_file(folder: Path) -> tuple[str, Path]:
+    """The layout of a saved adapter, and its file; raises ModelError where there is none."""
+    found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
+    if not found:
+        raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
+    return found[0]
+
+
 def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
     """Put an adapter that ``save_adapter`` wrote, in either layout, into the network's own, bit for bit.
 
@@ -168,10 +219,7 @@ def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
         state = read_weights(str(folder))
         load_adapter_state(network, _unwrapped(state, adapter_state(network)), str(folder))
         return
-    found = [(layout, folder / name) for layout, name in FILES.items() if (folder / name).is_file()]
-    if not found:
-        raise ModelError(f"an adapter folder holds {' or '.join(FILES.values())}; {folder} does not")
-    layout, file = found[0]
+    layout, file = adapter_file(folder)
     prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
     load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))
 

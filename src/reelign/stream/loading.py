@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from reelign.build import build_generator
 from reelign.errors import ConfigError
-from reelign.generation import adapter_options
 from reelign.generators.causal_wan import CausalWanGenerator, CausalWanOptions
+from reelign.generators.lora import adapter_options
 from reelign.stream.session import keep_window
 
 

@@ -18,6 +18,7 @@ from reelign.build import build_generator
 from reelign.config import load_config, parse_config
 from reelign.contracts import Generator, Request
 from reelign.errors import ConfigError, DataError, ModelError
+from reelign.generators.lora import adapter_options
 from reelign.generators.videocrafter import load_videocrafter
 from reelign.generators.videocrafter_network import Sizes, VideoCrafterUNet
 from reelign.rewards.brightness_range import BrightnessRange
@@ -262,7 +263,9 @@ def test_vaders_published_adapters_load(load, parts, tmp_path, rank):
     assert all(name.startswith("base_model.model.model.diffusion_model.") for name in state)
     file = tmp_path / f"peft_model_{rank}.pt"
     torch.save(state, file)
-    generator = load(adapter=str(file), lora={"rank": rank, "alpha": 8, "targets": QKV})
+    options = adapter_options(file)
+    assert options == {"rank": rank, "alpha": 8.0, "targets": ("to_k", "to_q", "to_v")}
+    generator = load(adapter=str(file), lora=options)
     x, condition, t = noise(generator), generator.encode(REQUEST), torch.tensor(401.0)
     with torch.no_grad():
         theirs = unet.eval()(x, t.expand(2), condition.positive["text"], condition.positive["fps"])
@@ -271,6 +274,9 @@ def test_vaders_published_adapters_load(load, parts, tmp_path, rank):
             assert not torch.allclose(generator.predict(x, t, condition), theirs, atol=1e-3)
     with pytest.raises(ModelError, match=r"another rank or network: .* is \[\d, 64\] there and \[5, 64\] here"):
         load(adapter=str(file), lora={"rank": 5, "alpha": 8, "targets": QKV})
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ModelError, match=r"under PEFT's names, \*\.lora_A\.weight; .*other\.pt has none"):
+        adapter_options(tmp_path / "other.pt")
     del state[next(iter(state))]
     torch.save(state, file)
     with pytest.raises(ModelError, match="does not fit this network"):

@@ -27,6 +27,7 @@ from reelign.zoo.published import read_weights
 
 NAME = "reelign"
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
+PEFT_ALPHA = 8.0  # what a LoraConfig has that nobody set
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
 
 AdapterLayout = Literal["diffusers", "peft"]
@@ -158,11 +159,27 @@ def save_adapter(network: nn.Module, folder: Path, part: str, layout: AdapterLay
 def adapter_options(folder: Path) -> dict[str, Any]:
     """Rank, alpha and targets of a saved adapter of either layout, from its own file; see ``LoraOptions``.
 
+    Args:
+        folder: or a file of weights alone, as VADER publishes: rank and targets are then read off the weights, and
+            alpha is PEFT's default, which VADER kept.
+
     Raises:
-        ModelError: the folder holds no adapter with its settings.
+        ModelError: the folder holds no adapter with its settings, or the file no LoRA weights.
     """
+    if folder.is_file():
+        return _read_off(read_weights(str(folder)), folder)
     settings = adapter_settings(folder)
     return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
+
+
+def _read_off(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    down = ".lora_A.weight"
+    layers = [name.removesuffix(down).split(".") for name in state if name.endswith(down)]
+    if not layers:
+        raise ModelError(f"an adapter's weights are under PEFT's names, *{down}; {file} has none")
+    targets = {".".join(layer[-2:]) if layer[-1].isdigit() else layer[-1] for layer in layers}
+    rank = len(state[".".join(layers[0]) + down])
+    return {"rank": rank, "alpha": PEFT_ALPHA, "targets": tuple(sorted(targets))}
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

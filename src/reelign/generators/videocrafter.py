@@ -13,17 +13,16 @@ temporal convolutions, in rollouts and validation too) because it never calls ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
-from reelign.contracts import NoisePath
 from reelign.errors import ConfigError, DataError, ModelError
 from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, recomputed
 from reelign.generators.family_generator import FamilyGenerator
@@ -74,19 +73,17 @@ class VideoCrafter:
         ConfigError: a size that the U-Net cannot halve as often as it has to.
     """
 
-    path: NoisePath
     native = NATIVE
     takes_image = False
     guidance: Tensor | None = None
-    adapter_layout: AdapterLayout = "peft"
+    adapter_layout: AdapterLayout = "peft"  # diffusers has no LoRA loader for this U-Net
 
     def __init__(self, parts: dict[str, Any], options: VideoCrafterOptions) -> None:
         self.unet, self.vae, self.text, self.tokenizer = (parts[n] for n in ("unet", "vae", "text", "tokenizer"))
         self.path = noise_path()
         self.size = options.size(NATIVE)
-        self.networks: Mapping[str, nn.Module] = {"unet": self.unet}
-        self.frozen: Sequence[nn.Module] = [self.vae]
-        self.encoders: Sequence[nn.Module] = [self.text]
+        self.networks = {"unet": self.unet}
+        self.frozen, self.encoders = [self.vae], [self.text]
         self._recompute = options.decode_checkpointing
         self._told = float(options.conditioning_fps or options.fps or NATIVE.fps)
         self._ratio = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -145,13 +142,13 @@ def load_videocrafter(**options: Any) -> FamilyGenerator:
     chosen = VideoCrafterOptions(**options)
     if chosen.adapter is not None and not Path(chosen.adapter).exists():
         chosen = chosen.model_copy(update={"adapter": str(find_file(chosen.adapter))})
-    weights = read_checkpoint(chosen.model)
+    weights = read_checkpoint(chosen.model)  # each part leaves it as it is built: the whole takes 7 GB
     # What is trained whole keeps full precision.
     dtype = torch.float32 if chosen.train_all else getattr(torch, chosen.dtype)
-    text = build_text_encoder(weights["text"])
+    text = build_text_encoder(weights.pop("text"))
     parts = {
-        "unet": build_unet(weights["unet"], chosen.model, dtype),
-        "vae": build_vae(weights["vae"], chosen.model),
+        "unet": build_unet(weights.pop("unet"), chosen.model, dtype),
+        "vae": build_vae(weights.pop("vae"), chosen.model),
         "text": text,
         "tokenizer": _load_tokenizer(chosen.tokenizer, text.config.vocab_size),
     }

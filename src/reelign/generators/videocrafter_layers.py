@@ -107,10 +107,17 @@ class Attention(nn.Module):
         """x [N,L,D] over context [N,L',D'] to [N,L,D]."""
         parts = (linear(y) for linear, y in ((self.to_q, x), (self.to_k, context), (self.to_v, context)))
         queries, keys, values = (p.unflatten(-1, (-1, self.head)).transpose(1, 2) for p in parts)
-        chunks = zip(*(part.split(MOST_ROWS) for part in (queries, keys, values)), strict=True)
-        mixed = torch.cat([functional.scaled_dot_product_attention(*chunk) for chunk in chunks])
+        mixed = _attend(queries, keys, values)
         result: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
         return result
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """[N,heads,L,head] each, at most ``MOST_ROWS`` of N at a time."""
+    if len(queries) <= MOST_ROWS:
+        return functional.scaled_dot_product_attention(queries, keys, values)
+    chunks = zip(*(torch.split(part, MOST_ROWS) for part in (queries, keys, values)), strict=True)
+    return torch.cat([functional.scaled_dot_product_attention(*chunk) for chunk in chunks])
 
 
 class Gated(nn.Module):

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from reelign.algorithms.reward_gradient import Config, RewardGradient
+from reelign.build import build_generator
 from reelign.config import load_config, recipe
 from reelign.contracts import Condition, Generator, Request
 from reelign.errors import ConfigError, DataError, ModelError
@@ -204,6 +205,7 @@ def test_a_picture_is_a_clip_of_one_frame(folders):
     generator = load_opensora(**folders, **{**SIZE, "frames": 1})
     assert generator.latent_shape() == (4, 1, 4, 5)
     assert generator.family.told_fps == 120
+    assert generator.encode_video(torch.rand(2, 1, 3, 32, 40)).shape == (2, 4, 1, 4, 5)
     assert generate(generator, REQUEST, [0, 1], steps=1, guidance_scale=7.0).video.shape == (2, 1, 3, 32, 40)
 
 
@@ -418,10 +420,13 @@ def test_a_tokenizer_that_cannot_be_read_says_what_is_missing(folders, tmp_path)
         load_opensora(**{**folders, "text_encoder": str(tmp_path)}, **SIZE)
 
 
-def test_the_recipe_is_vaders_run():
+def test_the_recipe_is_vaders_run(folders):
     config = load_config(recipe("vader_opensora_hps"))
     generator, training = config.generator, config.reward_gradient
     assert generator.kind == "opensora"
     assert generator.lora == LoraOptions(rank=16, alpha=8, targets=("qkv", "q_linear", "kv_linear"))
     assert (training.steps, training.guidance_scale, training.k, training.lr) == (30, 7.0, 1, 2e-4)
     assert (config.training.batch, training.micro_batch, config.training.steps) == (8, 1, 800)
+    small = build_generator({**generator.model_dump(), **folders, **SIZE})
+    assert small.family.network.gradient_checkpointing
+    assert small.family.vae.recompute

@@ -209,7 +209,7 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> bool:
     trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
     mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
     for part in (*blocks, network):
-        fully_shard(part, mesh=mesh, ignored_params=trained)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     _sharded.add(id(network))
     return True
 

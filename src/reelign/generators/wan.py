@@ -19,12 +19,11 @@ from typing import Any, Literal
 import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
-from reelign.distributed import shard
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.lora import (
     LoraOptions,
@@ -61,8 +60,6 @@ class WanOptions(BaseModel):
         merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
             copy of the adapted weights. Only in float32, because half precision would round the adapter away.
         compile: compile the transformer's repeated blocks.
-        shard: of several processes, each keeps a part of the transformer's frozen weights (FSDP2), so that a larger one
-            fits; slower. The adapter is whole in each. Changes nothing in one process.
         device: ``auto`` is cuda where there is one, else cpu.
     """
 
@@ -83,15 +80,7 @@ class WanOptions(BaseModel):
     decode_checkpointing: bool = False
     merge_adapter: bool = True
     compile: bool = False
-    shard: bool = False
     device: str = "auto"
-
-    @model_validator(mode="after")
-    def _adapters_stay_whole(self) -> WanOptions:
-        if self.shard and (self.train_all or self.lora is None or self.compile):
-            wrong = "train_all" if self.train_all else "compile" if self.compile else "no adapter"
-            raise ConfigError(f"shard goes with an adapter, since only frozen weights are shared out; got {wrong}")
-        return self
 
 
 class WanGenerator:
@@ -113,7 +102,6 @@ class WanGenerator:
             options.width or native["width"],
         )
         self._check_size()
-        self.sharded = False
         self._texts: dict[str, Tensor] = {}
         self.text_length = min(512, int(pipeline.tokenizer.model_max_length))
         for module in (pipeline.vae, pipeline.text_encoder, *self.experts()):
@@ -132,8 +120,6 @@ class WanGenerator:
             expert.enable_gradient_checkpointing()  # type: ignore[operator]
         if self.options.compile:
             expert.compile_repeated_blocks()  # type: ignore[operator]
-        if self.options.shard:
-            self.sharded = shard(expert, expert.blocks)  # type: ignore[arg-type]
 
     def _check_size(self) -> None:
         vae, network = self.pipeline.vae.config, self.pipeline.transformer or self.pipeline.transformer_2
@@ -207,8 +193,6 @@ class WanGenerator:
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000], one for all or [B]."""
         if t.ndim and len(self.experts()) > 1:  # each row may be another expert's
-            if self.sharded:
-                raise ConfigError("processes that share weights run one expert at a time, and this training mixes them")
             return torch.cat([self.predict(x[i : i + 1], t[i], condition[i : i + 1]) for i in range(len(x))])
         expert = self._expert_at(t)
         time = t.to(self.device, torch.float32).expand(len(x))
@@ -273,7 +257,6 @@ class WanGenerator:
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient, the adapters are folded into the weights, where options allow."""
         fold = self.options.merge_adapter and self.options.lora is not None and self._dtype == torch.float32
-        fold = fold and not self.sharded  # between passes there is no whole weight to fold into
         return merged(self.experts()) if fold else nullcontext()
 
     @contextmanager

@@ -25,9 +25,12 @@ from reelign import checkpoint
 from reelign.config import parse_config
 from reelign.errors import ConfigError
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="processes on a CPU need torch built with gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not dist.is_available() or not dist.is_gloo_available(), reason="processes on a CPU need torch built with gloo"
+    ),
+    pytest.mark.timeout(900),  # seven processes import everything; on a busy machine that takes its time
+]
 RANK2 = {"rank": 2}
 CLOSE = {"rtol": 0, "atol": 1e-6}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from reelign.config import parse_config
 from reelign.contracts import RewardCard
@@ -70,16 +69,6 @@ def train(config, resume=False):
     run = Run(parse_config(config), resume)
     assert run.train(Deaf())
     return {name: p.detach().clone() for name, p in run.generator.trainable().items()}
-
-
-def train_sharded(config):
-    """As ``train``, and the share of the network's frozen numbers that this process holds between passes."""
-    run = Run(parse_config(config))
-    assert run.train(Deaf())
-    weights = [p for p in run.generator.experts()[0].parameters() if not p.requires_grad]
-    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in weights)
-    trained = {name: p.detach().clone() for name, p in run.generator.trainable().items()}
-    return trained, held / sum(p.numel() for p in weights)
 
 
 def draw_clips(count=4, times=6):

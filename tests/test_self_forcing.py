@@ -130,7 +130,7 @@ def test_passes_and_exits():
     always = make(steps=4, last_step_only=True)
     assert {always.step(request())["exit"] for _ in range(6)} == {3.0}
     apart = make(steps=4, same_step_across_blocks=False)
-    assert len({apart._draw(4).exits for _ in range(80)}) == 16
+    assert len({apart._draw(4, slice(4)).exits for _ in range(80)}) == 16
 
 
 def test_only_the_exit_step_of_the_judged_frames_is_differentiated():

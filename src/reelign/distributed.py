@@ -8,15 +8,14 @@ Before anything is exchanged, processes tell one another whether they are well (
 of them instead of leaving the others waiting. A process that is killed breaks the connection, or the launcher ends the
 others.
 
-Frozen weights may be kept in parts (``shard``). Left out: parts of what is trained and of its optimiser, DeepSpeed,
-and gradients that are sent while the backward pass is running.
+Left out: sharded weights (FSDP, DeepSpeed), and gradients that are sent while the backward pass is running.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +25,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from reelign.errors import ConfigError, ContractError, ProcessError, ReelignError
 
@@ -36,8 +33,6 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 TIMEOUT = timedelta(minutes=30)  # a process may wait so long for the others: for the first one's files, at most
 BUCKET = 1 << 24  # numbers sent at once
 WRAPPERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "PARALLELISM_CONFIG")  # what Accelerate calls them
-
-_sharded: set[int] = set()  # networks whose forward passes exchange weights, by id
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -86,16 +81,13 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
         raise SystemExit(2) from None
     except ReelignError as error:
         _tell(error)
-        if leads() or _sharded:
+        if leads():
             raise
         raise SystemExit(2) from None
     except Exception as error:
-        if _sharded and isinstance(error, RuntimeError) and "onnection" in str(error):
-            raise SystemExit(2) from None  # in the middle of a pass; the one that failed said why
         _tell(error)
         raise
     finally:
-        _sharded.clear()
         dist.destroy_process_group()
 
 
@@ -105,8 +97,8 @@ def _require_plain_launch() -> None:
         raise SystemExit(2)
     if asked:
         raise ConfigError(
-            f"accelerate is told to use {asked[0]}, which is not supported: launch with --multi_gpu, and let processes "
-            "share the frozen weights with generator.shard=true"
+            f"each process holds the whole generator; accelerate is told to use {asked[0]}, which is not supported: "
+            "launch with --multi_gpu, and save memory with LoRA, bfloat16, gradient_checkpointing and micro_batch"
         )
 
 
@@ -122,9 +114,7 @@ def _choose_gpu() -> None:
 
 
 def _tell(error: Exception) -> None:
-    """Let the others know why this process ends, unless they may be waiting in the middle of a pass."""
-    if _sharded:
-        return
+    """Let the others know why this process ends; those that are gone need not know."""
     try:
         _meet(str(error) if isinstance(error, ReelignError) else f"{type(error).__name__}: {error}")
     except ProcessError as everyones:
@@ -189,29 +179,6 @@ def start_alike(parameters: Mapping[str, nn.Parameter]) -> None:
     with _connected(), torch.no_grad():
         for parameter in parameters.values():
             dist.broadcast(parameter.data, 0)
-
-
-def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> bool:
-    """Keep a part of the frozen weights of ``network`` in each process; those of a block are joined while it runs.
-
-    What is trained stays whole. Passes then exchange weights, so all processes make as many of them, and one that
-    fails cannot tell the others why: it says so itself, and the broken connection or the launcher ends them.
-
-    Args:
-        network: on its device, with what is trained in it.
-        blocks: of the network, each joined on its own.
-
-    Returns:
-        Whether there is more than one process to share with.
-    """
-    if count() == 1:
-        return False
-    trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
-    mesh = init_device_mesh(next(network.parameters()).device.type, (count(),))
-    for part in (*blocks, network):
-        fully_shard(part, mesh=mesh, ignored_params=trained)
-    _sharded.add(id(network))
-    return True
 
 
 def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
@@ -319,10 +286,7 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 def spread(work: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
     """``work`` done on each item in one of the processes; every process gets all results, in the order of items."""
-    mine = range(rank(), len(items), count())
-    if _sharded:  # passes are made together: who has nothing left repeats the last
-        mine = range(rank(), -(-len(items) // count()) * count(), count())
-    parts = gather([work(items[min(i, len(items) - 1)]) for i in mine])
+    parts = gather([work(item) for item in items[rank() :: count()]])
     return [parts[i % count()][i // count()] for i in range(len(items))]
 
 

@@ -79,9 +79,9 @@ class Examiner:
         parts = spread(part, range(0, total, size))
         rows = [row for part in parts for row in part.rows]
         if leads():
-            folder.mkdir(parents=True, exist_ok=True)
             for name, clip in (file for part in parts for file in part.files.items()):
-                (folder / name).write_bytes(clip)
+                with replacing(folder / name) as path:
+                    path.write_bytes(clip)
             _write_scores(folder, rows)
         return pd.DataFrame(rows)
 

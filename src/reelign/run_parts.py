@@ -36,31 +36,14 @@ def my_rows(config: RunConfig) -> slice:
     """Which rows of every update are this process's; all of them in a single process.
 
     Raises:
-        ConfigError: the algorithm runs in one process alone, or batch or, with ``shard``, micro-batches cannot be
-            shared alike.
+        ConfigError: the algorithm runs in one process alone, or the batch cannot be shared alike.
     """
     if count() > 1 and config.algorithm in ALONE:
         raise ConfigError(
             f"{config.algorithm} runs in one process, because it is shown past clips again, which processes would not "
             f"share; this run has {count()}: start it without a launcher"
         )
-    rows = share(config.training.batch)
-    if count() > 1:
-        _require_equal_passes(config, rows.stop - rows.start)
-    return rows
-
-
-def _require_equal_passes(config: RunConfig, each: int) -> None:
-    """Where weights are shared out, all processes make as many passes, or they would wait for one another for ever."""
-    settings = getattr(config, config.algorithm)
-    if getattr(getattr(settings, "teacher", None), "shard", False):
-        raise ConfigError("shard is for the generator that is trained; a teacher is whole in each process: set it off")
-    size = getattr(settings, "micro_batch", 0)
-    if getattr(config.generator, "shard", False) and size and size % each and each % size:
-        raise ConfigError(
-            f"processes that shard a generator make as many passes: micro_batch divides the {each} prompts that each "
-            f"has of a batch, or is a multiple of it; got {size}"
-        )
+    return share(config.training.batch)
 
 
 def build_algorithm(config: RunConfig, generator: Any, reward: WeightedReward | None, cache: Path) -> Trainer:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
@@ -66,12 +66,6 @@ class CausalWanOptions(WanOptions):
     rebase_sink: bool = False
     noise: Literal["fresh", "kept"] | None = None
     shift: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> CausalWanOptions:
-        if self.shard:
-            raise ConfigError("shard goes with generator.kind wan; causal_wan runs the parts of its network one by one")
-        return self
 
 
 class CausalWanGenerator:

@@ -12,18 +12,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
-from reelign.distributed import shard
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import check_text_length, pick_device
@@ -55,8 +54,6 @@ class WanOptions(BaseModel):
         merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
             copy of the adapted weights. Only in float32, because half precision would round the adapter away.
         compile: compile the transformer's repeated blocks.
-        shard: of several processes, each keeps a part of the transformer's frozen weights (FSDP2), so that a larger one
-            fits; slower. The adapter is whole in each. Changes nothing in one process.
         device: ``auto`` is cuda where there is one, else cpu.
     """
 
@@ -77,15 +74,7 @@ class WanOptions(BaseModel):
     decode_checkpointing: bool = False
     merge_adapter: bool = True
     compile: bool = False
-    shard: bool = False
     device: str = "auto"
-
-    @model_validator(mode="after")
-    def _adapters_stay_whole(self) -> WanOptions:
-        if self.shard and (self.train_all or self.lora is None or self.compile):
-            wrong = "train_all" if self.train_all else "compile" if self.compile else "no adapter"
-            raise ConfigError(f"shard goes with an adapter, since only frozen weights are shared out; got {wrong}")
-        return self
 
 
 class WanGenerator:
@@ -116,8 +105,6 @@ class WanGenerator:
         self.denoisers = Denoisers({name: getattr(pipeline, name) for name in names}, options, self.device)
         for expert in self.experts() if options.compile else ():
             expert.compile_repeated_blocks()  # type: ignore[operator]
-        shards = [shard(expert, expert.blocks) for expert in self.experts()] if options.shard else []  # type: ignore[arg-type]
-        self.sharded = any(shards)
 
     def _check_size(self) -> None:
         vae, network = self.pipeline.vae.config, self.pipeline.transformer or self.pipeline.transformer_2
@@ -183,8 +170,6 @@ class WanGenerator:
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000], one for all or [B]."""
         if t.ndim and len(self.experts()) > 1:  # each row may be another expert's
-            if self.sharded:
-                raise ConfigError("processes that share weights run one expert at a time, and this training mixes them")
             return torch.cat([self.predict(x[i : i + 1], t[i], condition[i : i + 1]) for i in range(len(x))])
         expert = self._expert_at(t)
         time = t.to(self.device, torch.float32).expand(len(x))
@@ -237,8 +222,6 @@ class WanGenerator:
 
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient, the adapters are folded into the weights, where options allow."""
-        if self.sharded:  # between passes there is no whole weight to fold into
-            return nullcontext()
         return self.denoisers.merged()
 
     def reference(self) -> AbstractContextManager[None]:

@@ -10,7 +10,15 @@ from linear_generator import LinearGenerator
 
 from reelign.contracts import Condition, Schedule
 from reelign.errors import ConfigError
-from reelign.paths import DiscretePath, FlowPath, ancestral_noise, endpoints, scaled_linear_alphas, shift_sigma
+from reelign.paths import (
+    DiscretePath,
+    FlowPath,
+    KarrasPath,
+    ancestral_noise,
+    endpoints,
+    scaled_linear_alphas,
+    shift_sigma,
+)
 from reelign.sampling import ChainOptions, chain, guided, seeded_noise, step
 
 
@@ -88,6 +96,57 @@ def test_guidance_is_one_pass_of_both_branches(random):
     negative = generator.predict(x, torch.tensor(300.0), Condition({"y": torch.zeros(2, 5)}))
     positive = generator.predict(x, torch.tensor(300.0), Condition({"y": torch.ones(2, 5)}))
     torch.testing.assert_close(got, negative + 4 * (positive - negative))
+
+
+def test_guidance_may_vary_over_the_latent(random):
+    """w is 1 + guidance·(scale − 1): here 1, 2.5 and 4 for three frames."""
+    generator = LinearGenerator(FlowPath(), *_weights(random), shape=(4, 3, 1, 1))
+    x, t = torch.randn(2, 4, 3, 1, 1, generator=random), torch.tensor(300.0)
+    ramp = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    condition = Condition({"y": torch.ones(2, 5)}, {"y": torch.zeros(2, 5)}, ramp)
+    whole = Condition(condition.positive, condition.negative)
+    for frame, scale in enumerate((1.0, 2.5, 4.0)):
+        got = guided(generator, x, t, condition[:2], 4.0)[:, :, frame]
+        torch.testing.assert_close(got, guided(generator, x, t, whole, scale)[:, :, frame])
+
+
+def test_karras_levels_by_hand():
+    """Three levels between 16 and 1 with rho 2 are 4, 2.5 and 1, squared; α and σ lie on the unit circle."""
+    schedule = KarrasPath(low=1.0, high=16.0, rho=2.0).schedule(3)
+    s = torch.tensor([16.0, 6.25, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigma[:-1] / schedule.alpha[:-1], s)
+    torch.testing.assert_close(schedule.alpha.square() + schedule.sigma.square(), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(schedule.t, s.log() / 4)
+    assert (schedule.alpha[-1], schedule.sigma[-1]) == (1, 0)
+    with pytest.raises(ConfigError, match="at least 1 step; got 0"):
+        KarrasPath().schedule(0)
+
+
+def test_ddim_on_a_karras_path_is_edms_euler_step(random):
+    """y = x/α has y' = y + (s' − s)·(y − x̂_0)/s (Karras et al. 2022, algorithm 1 without churn)."""
+    schedule = KarrasPath().schedule(5)
+    x, v = (torch.randn(2, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    for i in range(5):
+        x0, eps = endpoints("v", v, x, schedule.alpha[i], schedule.sigma[i])
+        s, lower = (schedule.sigma[j] / schedule.alpha[j] for j in (i, i + 1))
+        y = x / schedule.alpha[i]
+        euler = y + (lower - s) * (y - x0) / s
+        torch.testing.assert_close(step(x0, eps, schedule, i) / schedule.alpha[i + 1], euler, rtol=1e-9, atol=1e-9)
+
+
+def test_flow_levels_that_end_above_data_by_hand():
+    """1, 3/4, 1/2, 1/4 stretched so that the last is 0.1: 1 − (1 − σ)·0.9/0.75."""
+    schedule = FlowPath(grid_end=0.0, terminal=0.1).schedule(4)
+    torch.testing.assert_close(schedule.sigma, torch.tensor([1.0, 0.7, 0.4, 0.1, 0.0], dtype=torch.float64))
+    assert FlowPath(grid_end=0.0, terminal=0.1).schedule(1).sigma.tolist() == [1.0, 0.0]
+
+
+def test_the_trailing_grid_begins_without_signal_and_ends_in_data():
+    alphas = torch.linspace(0.9, 0.0, 1000, dtype=torch.float64)
+    schedule = DiscretePath(alphas, "v", grid="trailing").schedule(4)
+    assert schedule.t.tolist() == [999, 749, 499, 249]
+    assert (schedule.alpha[0], schedule.sigma[0], schedule.alpha[-1], schedule.sigma[-1]) == (0, 1, 1, 0)
+    assert DiscretePath(alphas, "v", grid="trailing").schedule(999).t.min() >= 0
 
 
 def _weights(random):

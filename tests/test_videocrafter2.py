@@ -18,7 +18,8 @@ from reelign.build import build_generator
 from reelign.config import load_config, parse_config
 from reelign.contracts import Generator, Request
 from reelign.errors import ConfigError, DataError, ModelError
-from reelign.generators.lora import adapter_options
+from reelign.generation import GenerationJob
+from reelign.generators.lora import adapter_options, adapter_state
 from reelign.generators.videocrafter import load_videocrafter
 from reelign.generators.videocrafter_network import Sizes, VideoCrafterUNet
 from reelign.rewards.brightness_range import BrightnessRange
@@ -311,6 +312,17 @@ def test_runs_are_configured_by_kind(folder):
     assert generator.latent_shape() == (4, 2, 8, 8)
     lora = config.generator.lora
     assert (lora.rank, lora.alpha, lora.targets) == (16, 8, ("to_q", "to_k", "to_v"))
+
+
+def test_clips_are_generated_with_a_published_adapter(load, folder, tmp_path):
+    file = tmp_path / "peft_model_9.pt"
+    prefix = "base_model.model.model.diffusion_model."
+    torch.save({prefix + name: value + 0.01 for name, value in adapter_state(load().family.unet).items()}, file)
+    size = {"height": 16, "width": 24, "frames": 3, "device": "cpu", "tokenizer": str(folder / "tokenizer")}
+    job = GenerationJob.prepare(str(folder), "a cat", tmp_path / "out", adapter=file, kind="videocrafter2", **size)
+    assert list(job.run(seed=0, steps=2, guidance_scale=2.0, batch=1)) == [1]
+    assert all(float(p.detach().abs().max()) > 0 for p in job.generator.trainable().values())
+    assert (tmp_path / "out" / "0000.mp4").is_file()
 
 
 def test_wrong_input_is_one_line(load, parts, folder, tmp_path):

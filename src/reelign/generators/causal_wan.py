@@ -247,6 +247,11 @@ def _check_network(wan: WanGenerator, options: CausalWanOptions) -> None:
         )
     if options.compile:
         raise ConfigError("compile is not for causal generators, whose memory grows: set generator.compile to false")
+    if not options.memory.foldable:
+        raise ConfigError(
+            "memory.quantise and memory.offload are not for causal generators, whose weights are replaced as a whole: "
+            "leave them out"
+        )
 
 
 def put_weights(network: Any, source: str) -> None:

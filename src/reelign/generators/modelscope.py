@@ -29,6 +29,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.family import pick_device
+from reelign.generators.levers import (
+    MemoryOptions,
+    check_memory,
+    check_tiles,
+    decode_in_parts,
+    in_slices,
+    put_on_device,
+    quantise,
+)
 from reelign.generators.lora import LoraOptions, merged
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model
@@ -49,6 +58,7 @@ class ModelScopeOptions(BaseModel):
         adapter: folder of a saved adapter of this very rank to go on from.
         gradient_checkpointing: recompute the U-Net's blocks in the backward pass.
         decode_chunk: frames decoded at a time; with gradient each chunk is recomputed in the backward pass. 0 is all.
+        memory: levers for small GPUs; see ``MemoryOptions``.
         device: ``auto`` is cuda where there is one, else cpu.
     """
 
@@ -66,6 +76,7 @@ class ModelScopeOptions(BaseModel):
     adapter: str | None = None
     gradient_checkpointing: bool = False
     decode_chunk: int = Field(0, ge=0)
+    memory: MemoryOptions = MemoryOptions()
     device: str = "auto"
 
 
@@ -88,11 +99,18 @@ class ModelScopeGenerator:
             raise ConfigError(
                 f"height and width must be multiples of {multiple} for this model; got {options.height}x{options.width}"
             )
+        check_memory(options.memory)
+        check_tiles(options.memory, self._ratio)
         for module in (self.unet, self.vae, self.text_encoder):
-            module.eval().requires_grad_(False).to(self.device)
+            module.eval().requires_grad_(False)
+        for module in (self.vae, self.text_encoder):
+            module.to(self.device)
+        self._frozen = sum(p.numel() for p in self.unet.parameters())
+        quantise(self.unet, options.memory.quantise)
         if options.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.adapter = add_adapter(self.unet, options.lora) if options.lora else None
+        put_on_device(self.unet, self.device, options.memory)
         self._texts: dict[str, Tensor] = {}
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -110,7 +128,7 @@ class ModelScopeGenerator:
 
     def parameter_count(self) -> int:
         """Parameters of the U-Net, adapter included."""
-        return sum(p.numel() for p in self.unet.parameters())
+        return self._frozen + sum(p.numel() for p in self.trainable().values())
 
     @torch.no_grad()
     def encode(self, request: Request) -> Condition:
@@ -136,11 +154,14 @@ class ModelScopeGenerator:
         if frames is not None and not (frames and all(0 <= f < x.shape[2] for f in frames)):
             raise DataError(f"frames of this clip run from 0 to {x.shape[2] - 1}; got {list(frames)}")
         chosen = x if frames is None else x[:, :, list(frames)]
-        z = (chosen / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+        video = decode_in_parts(self._decode_frames, chosen, self._ratio, self.options.memory)
+        return (video.float() * 0.5 + 0.5).clamp(0, 1)
+
+    def _decode_frames(self, x: Tensor) -> Tensor:
+        z = (x / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
         chunks = torch.split(z, self.options.decode_chunk or len(z))
-        pictures = torch.cat([self._decode(chunk) for chunk in chunks]).float()
-        video: Tensor = (pictures * 0.5 + 0.5).clamp(0, 1)
-        return video.view(len(x), chosen.shape[2], *video.shape[1:])
+        pictures = torch.cat([self._decode(chunk) for chunk in chunks])
+        return pictures.view(len(x), x.shape[2], *pictures.shape[1:])
 
     def _decode(self, z: Tensor) -> Tensor:
         if self.options.decode_chunk and torch.is_grad_enabled() and z.requires_grad:
@@ -155,6 +176,9 @@ class ModelScopeGenerator:
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] in [0,1] to latents [B,C,T,h,w], by the mode of the posterior."""
+        return in_slices(self._encode_frames, video, self.options.memory)
+
+    def _encode_frames(self, video: Tensor) -> Tensor:
         pixels = (video.flatten(0, 1) * 2 - 1).to(self.device, self.vae.dtype)
         chunks = torch.split(pixels, self.options.decode_chunk or len(pixels))
         latents = torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks])
@@ -169,7 +193,8 @@ class ModelScopeGenerator:
 
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient in float32, the adapter is folded into the weights."""
-        return merged([self.unet]) if self.adapter is not None and self._dtype == torch.float32 else nullcontext()
+        exact = self._dtype == torch.float32 and self.options.memory.foldable
+        return merged([self.unet]) if self.adapter is not None and exact else nullcontext()
 
     @contextmanager
     def reference(self) -> Iterator[None]:

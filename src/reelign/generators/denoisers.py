@@ -6,13 +6,13 @@ the same for every family: ``WanGenerator`` and ``FamilyGenerator`` both hold a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reelign.errors import ContractError, ModelError
 from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
@@ -26,6 +26,7 @@ from reelign.generators.lora import (
     save_adapter,
     switched_off,
 )
+from reelign.generators.loss_scale import LossScale
 
 
 class TrainingOptions(Protocol):
@@ -83,6 +84,7 @@ class Denoisers:
             if options.gradient_checkpointing:
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
             put_on_device(network, device, options.memory)
+        self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None
 
     @property
     def has_adapter(self) -> bool:
@@ -97,6 +99,12 @@ class Denoisers:
         """Parameters of the networks, adapters included."""
         adapters = (adapter_parameters(network).values() for network in self.all())
         return self._frozen + sum(p.numel() for part in adapters for p in part)
+
+    def run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``network(x)``, with its gradients kept within the range of its precision."""
+        if self._scale is None or not torch.is_grad_enabled():
+            return network(x)
+        return self._scale.leave(network(self._scale.enter(x)))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or every weight; prefixed by the network's number."""

@@ -171,7 +171,8 @@ class FamilyGenerator:
             )
         features = {n: v.to(x.dtype) if v.is_floating_point() else v for n, v in condition.positive.items()}
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.family.predict(x, t.to(self.device).expand(len(x)), features)
+            times = t.to(self.device).expand(len(x))
+            return self.denoisers.run(lambda x: self.family.predict(x, times, features), x)
 
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Latents to float32 [B,T',3,H,W] in [0,1]; only the asked frames, in the asked order.

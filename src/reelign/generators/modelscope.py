@@ -39,6 +39,7 @@ from reelign.generators.levers import (
     quantise,
 )
 from reelign.generators.lora import LoraOptions, merged
+from reelign.generators.loss_scale import LossScale
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model
 
@@ -111,6 +112,7 @@ class ModelScopeGenerator:
             self.unet.enable_gradient_checkpointing()
         self.adapter = add_adapter(self.unet, options.lora) if options.lora else None
         put_on_device(self.unet, self.device, options.memory)
+        self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None
         self._texts: dict[str, Tensor] = {}
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -146,7 +148,12 @@ class ModelScopeGenerator:
         """ε (or what the scheduler's config says) for latents x [B,C,F,h,w] at t in [0,999], one for all or [B]."""
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             text = condition.positive["text"].to(x.dtype)
-            output: Tensor = self.unet(x, t.to(self.device), text, return_dict=False)[0]
+            if self._scale is None or not torch.is_grad_enabled():
+                return self._predict(x, t, text)
+            return self._scale.leave(self._predict(self._scale.enter(x), t, text))
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        output: Tensor = self.unet(x, t.to(self.device), text, return_dict=False)[0]
         return output
 
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:

@@ -184,8 +184,7 @@ class WanGenerator:
             time = time[:, None].expand(len(x), tokens)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             text = condition.positive["text"].to(x.dtype)
-            output: Tensor = expert(x, time, text, return_dict=False)[0]
-        return output
+            return self.denoisers.run(lambda x: expert(x, time, text, return_dict=False)[0], x)
 
     def _expert_at(self, t: Tensor) -> nn.Module:
         experts = self.experts()

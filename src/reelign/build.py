@@ -52,12 +52,13 @@ def _load_reward(name: str, options: Mapping[str, Any]) -> Reward:
     return reward
 
 
-def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
+def build_weighted_reward(terms: Sequence[Mapping[str, Any]], park: bool = False) -> WeightedReward:
     """Load the rewards of a run.
 
     Args:
         terms: mappings with ``name`` and, where not the default, ``weight``, ``loss``, ``target`` and ``options``.
             A reward that occurs twice is called ``name#2`` the second time.
+        park: see ``WeightedReward``.
     """
     built: list[Term] = []
     for term in terms:
@@ -65,7 +66,7 @@ def build_weighted_reward(terms: Sequence[Mapping[str, Any]]) -> WeightedReward:
         label = term["name"] if count == 1 else f"{term['name']}#{count}"
         settings = {key: term[key] for key in TERM_SETTINGS if key in term}
         built.append(Term(label, build_reward(term["name"], term.get("options")), **settings))
-    return WeightedReward(built)
+    return WeightedReward(built, park)
 
 
 def reward_cards() -> list[RewardCard]:

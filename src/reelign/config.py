@@ -115,12 +115,14 @@ class TrainingOptions(_Section):
         batch: prompts an update.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep: how many checkpoints stay on disk; 0 keeps all.
+        park_rewards: rewards take turns on the device, and leave it when they have scored.
     """
 
     steps: int = Field(100, ge=1)
     batch: int = Field(8, ge=1)
     checkpoint_every: int = Field(25, ge=1)
     keep: int = Field(2, ge=0)
+    park_rewards: bool = False
 
 
 TRAINED_ON = "trained_on"

@@ -98,7 +98,7 @@ class Run:
         prompts = load_prompts(config.prompts.source)
         self.prompts: PromptSplit = split_prompts(prompts, config.prompts.held_out, config.prompts.seed)
         measures = build_measures(config.evaluation.measures)
-        reward = build_weighted_reward([r.model_dump() for r in config.rewards])
+        reward = build_weighted_reward([r.model_dump() for r in config.rewards], config.training.park_rewards)
         self.generator = build_generator(config.generator.model_dump())
         self.reward = reward
         self.algorithm = build_algorithm(config, self.generator, reward, self.folder.path / "latents")

@@ -8,13 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from reelign.distributed import average_gradients, require_synchronised, start_alike
+from reelign.errors import ConfigError
 from reelign.objectives import clip_gradients, require_finite, update_average
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+OptimiserName = Literal["adamw", "adamw8bit"]
+
+
+class AdamW(TypedDict, total=False):
+    """Settings of AdamW: ``weight_decay`` (0), ``betas`` (0.9, 0.999), and whose ``optimiser`` it is (``adamw``).
+
+    ``adamw8bit`` keeps the two moments of every parameter of 4096 numbers or more in 8 bits, in blocks of 256 that
+    have a scale each (Dettmers et al. 2022, 8-bit optimizers).
+    """
+
+    weight_decay: float
+    betas: tuple[float, float]
+    optimiser: OptimiserName
 
 
 class Optimisation:
@@ -22,10 +41,14 @@ class Optimisation:
 
     Args:
         parameters: what is trained, by name.
-        lr, weight_decay, betas: of AdamW.
+        lr: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         average: decay of the moving average; 0 is off.
         average_from: updates before it begins; until then it is the weights themselves.
+        adamw: further settings of AdamW.
+
+    Raises:
+        ConfigError: ``adamw8bit``, and bitsandbytes is not installed.
     """
 
     def __init__(
@@ -33,11 +56,10 @@ class Optimisation:
         parameters: dict[str, nn.Parameter],
         lr: float,
         *,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float = 1.0,
         average: float = 0.0,
         average_from: int = 0,
+        **adamw: Unpack[AdamW],
     ) -> None:
         start_alike(parameters)
         self.parameters = parameters
@@ -45,7 +67,7 @@ class Optimisation:
         self.decay = average
         self.average_from = average_from
         self.updates = 0
-        self.optimiser = torch.optim.AdamW(parameters.values(), lr, betas=betas, weight_decay=weight_decay)
+        self.optimiser = build_optimiser(parameters, lr, adamw)
         self.average = {n: p.detach().clone() for n, p in parameters.items()} if average else {}
 
     def clear(self) -> None:
@@ -120,6 +142,38 @@ class Optimisation:
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         self.updates = int(state["optimiser_updates"])
+
+
+def build_optimiser(parameters: Mapping[str, nn.Parameter], lr: float, adamw: AdamW) -> torch.optim.Optimizer:
+    """AdamW on some parameters.
+
+    Raises:
+        ConfigError: ``adamw8bit``, and bitsandbytes is not installed.
+    """
+    decay, betas = adamw.get("weight_decay", 0.0), adamw.get("betas", (0.9, 0.999))
+    if adamw.get("optimiser", "adamw") == "adamw":
+        return torch.optim.AdamW(parameters.values(), lr, betas=betas, weight_decay=decay)
+    make = bitsandbytes("optimiser: adamw8bit").optim.AdamW8bit
+    return cast(torch.optim.Optimizer, make(list(parameters.values()), lr=lr, betas=betas, weight_decay=decay))
+
+
+def bitsandbytes(wanted: str) -> ModuleType:
+    """The library of that name.
+
+    Args:
+        wanted: the option that asks for it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import bitsandbytes as library
+    except ImportError as error:
+        raise ConfigError(
+            f"{wanted} needs bitsandbytes, which is not installed: pip install 'reelign[bitsandbytes]'"
+        ) from error
+    module: ModuleType = library
+    return module
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from reelign.distributed import place
 from reelign.errors import ConfigError, DataError
 from reelign.latents import LatentCache
 from reelign.objectives import drop_captions, per_frame, signal_and_noise
-from reelign.optimisation import Optimisation
+from reelign.optimisation import Optimisation, OptimiserName
 from reelign.paths import training_target
 
 LEVELS = 1000  # of the fine grid; of a causal generator's path these are u = 1, 0.999, … 0.001, shifted
@@ -48,6 +48,7 @@ class Config(BaseModel):
         steps, guidance_scale, eta: of the sampling that evaluates; training does not sample. eta is not used: a block
             keeps its noise or draws it anew, as the generator's ``noise`` says.
         caption_dropout: share of captions replaced by the negative prompt.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: clips per forward and backward pass; 0 is all.
@@ -64,6 +65,7 @@ class Config(BaseModel):
     eta: float = Field(0.0, ge=0, le=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     lr: float = Field(2e-4, gt=0)
+    optimiser: OptimiserName = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -128,6 +130,7 @@ class CausalFinetuning:
             config.lr,
             weight_decay=config.weight_decay,
             betas=config.betas,
+            optimiser=config.optimiser,
             max_grad_norm=config.max_grad_norm,
             average=config.average,
         )

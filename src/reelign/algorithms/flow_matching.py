@@ -28,7 +28,7 @@ from reelign.distributed import place
 from reelign.errors import DataError
 from reelign.latents import LatentCache
 from reelign.objectives import drop_captions
-from reelign.optimisation import Optimisation
+from reelign.optimisation import Optimisation, OptimiserName
 from reelign.paths import training_target
 
 LEVELS = 999  # noise levels of the fine grid; a table of 1000 is sampled at 1 … 999
@@ -40,6 +40,7 @@ class Config(BaseModel):
     Args:
         steps, guidance_scale, eta: of the sampling that evaluates; training does not sample.
         caption_dropout: share of captions replaced by the negative prompt.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: clips per forward and backward pass; 0 is all.
@@ -53,6 +54,7 @@ class Config(BaseModel):
     eta: float = Field(0.0, ge=0, le=1)
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     lr: float = Field(2e-4, gt=0)
+    optimiser: OptimiserName = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -81,6 +83,7 @@ class FlowMatching:
             config.lr,
             weight_decay=config.weight_decay,
             betas=config.betas,
+            optimiser=config.optimiser,
             max_grad_norm=config.max_grad_norm,
             average=config.average,
         )

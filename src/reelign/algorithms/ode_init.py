@@ -45,7 +45,7 @@ from reelign.errors import ConfigError
 from reelign.generators.scores import load_score
 from reelign.generators.wan import WanOptions
 from reelign.objectives import per_frame, signal_and_noise
-from reelign.optimisation import Optimisation
+from reelign.optimisation import Optimisation, OptimiserName
 from reelign.paths import endpoints
 from reelign.sampling import ChainOptions, chain, seeded_noise
 from reelign.video_io import replacing
@@ -67,6 +67,7 @@ class Config(BaseModel):
         seeds: trajectories of a prompt; this many are made as one batch.
         past: what a block sees before it: the other blocks as they are (``mixed``), or their clean ends (``clean``).
         pairs: folder where trajectories are kept; None is in the run folder. Runs with one teacher can share it.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: trajectories per forward and backward pass; 0 is all.
@@ -85,6 +86,7 @@ class Config(BaseModel):
     past: Literal["mixed", "clean"] = "mixed"
     pairs: str | None = None
     lr: float = Field(2e-4, gt=0)
+    optimiser: OptimiserName = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -195,6 +197,7 @@ class OdeInit:
             config.lr,
             weight_decay=config.weight_decay,
             betas=config.betas,
+            optimiser=config.optimiser,
             max_grad_norm=config.max_grad_norm,
             average=config.average,
         )

@@ -32,7 +32,7 @@ from reelign.contracts import Condition, Generator, Request, Schedule, VideoBatc
 from reelign.distributed import gather, place
 from reelign.errors import ConfigError
 from reelign.objectives import prediction_divergence, require_finite
-from reelign.optimisation import Optimisation
+from reelign.optimisation import Optimisation, OptimiserName
 from reelign.rewards.balance import Balance, conflicts
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
@@ -53,6 +53,7 @@ class Config(BaseModel):
         detach_input: stop the gradient at the network's input (DRTune), which steadies K above 1.
         frames: what is decoded and rewarded: the name of a choice (``all``, ``first``, ``random``, ``alternate``,
             ``segments``), a list of indices, or a whole ``FramePolicy``.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory.
         lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         micro_batch: prompts per forward and backward pass; gradients of a batch add up to the same update. 0 is all.
@@ -72,6 +73,7 @@ class Config(BaseModel):
     detach_input: bool = False
     frames: FramePolicy = FramePolicy()
     lr: float = Field(2e-4, gt=0)
+    optimiser: OptimiserName = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -170,6 +172,7 @@ class RewardGradient:
             config.lr,
             weight_decay=config.weight_decay,
             betas=config.betas,
+            optimiser=config.optimiser,
             max_grad_norm=config.max_grad_norm,
             average=config.average,
         )
@@ -246,7 +249,7 @@ class RewardGradient:
             return {}
         with self.generator.reference():
             batch, _ = self.rollout(one.request, one.noise, frozenset(), one.frames, one.draw())
-        return {term.name: term.reward(batch) for term in self.balance.constraints}
+        return {term.name: self.reward.score(term, batch) for term in self.balance.constraints}
 
     def rollout(
         self, request: Request, noise: Tensor, live: frozenset[int], frames: list[int], draw: Draw

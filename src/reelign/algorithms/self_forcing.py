@@ -41,7 +41,7 @@ from reelign.generators.scores import load_score
 from reelign.generators.wan import WanOptions
 from reelign.latents import LatentCache
 from reelign.objectives import require_finite
-from reelign.optimisation import Optimisation
+from reelign.optimisation import Optimisation, OptimiserName
 from reelign.paths import FlowPath, shift_sigma
 from reelign.sampling import RolloutOptions, SeededNoise, rollout
 
@@ -69,6 +69,7 @@ class Config(BaseModel):
         critic_ratio: updates of the critic for one of the generator.
         penalty: λ of R1 + R2 of ``gan``; 0 is off.
         penalty_sigma: how far clips are moved for them.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory.
         lr, critic_lr, weight_decay, betas: of AdamW.
         max_grad_norm: gradients are scaled down to this joint norm.
         average: decay of the moving average of weights that is evaluated and exported; 0 is off.
@@ -99,6 +100,7 @@ class Config(BaseModel):
     penalty_sigma: float = Field(0.05, gt=0)
     lr: float = Field(2e-6, gt=0)
     critic_lr: float = Field(4e-7, gt=0)
+    optimiser: OptimiserName = "adamw"
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.0, 0.999)
     max_grad_norm: float = Field(10.0, gt=0)
@@ -215,6 +217,7 @@ class SelfForcing:
             Optimisation,
             weight_decay=config.weight_decay,
             betas=config.betas,
+            optimiser=config.optimiser,
             max_grad_norm=config.max_grad_norm,
         )
         self.optimisation = optimisation(

@@ -265,6 +265,16 @@ def _check_network(wan: WanGenerator, options: CausalWanOptions) -> None:
         )
     if options.compile:
         raise ConfigError("compile is not for causal generators, whose memory grows: set generator.compile to false")
+    if options.dtype == "float16" and (options.lora is not None or options.train_all):
+        raise ConfigError(
+            "causal generators do not scale gradients, which float16 would round to nothing: set dtype to bfloat16, or "
+            "lora to null"
+        )
+    if not options.memory.foldable:
+        raise ConfigError(
+            "memory.quantise and memory.offload are not for causal generators, whose weights are replaced as a whole: "
+            "leave them out"
+        )
 
 
 def put_weights(network: Any, source: str) -> None:

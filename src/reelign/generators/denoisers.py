@@ -6,15 +6,16 @@ the same for every family: ``WanGenerator`` and ``FamilyGenerator`` both hold a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reelign.errors import ContractError, ModelError
+from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
 from reelign.generators.lora import (
     AdapterLayout,
     LoraOptions,
@@ -25,6 +26,7 @@ from reelign.generators.lora import (
     save_adapter,
     switched_off,
 )
+from reelign.generators.loss_scale import LossScale
 
 
 class TrainingOptions(Protocol):
@@ -45,6 +47,9 @@ class TrainingOptions(Protocol):
     @property
     def merge_adapter(self) -> bool: ...  # noqa: D102
 
+    @property
+    def memory(self) -> MemoryOptions: ...  # noqa: D102
+
 
 class Denoisers:
     """Denoising networks, put on the device and made ready to train as the options say.
@@ -56,7 +61,7 @@ class Denoisers:
         layout: of saved adapters.
 
     Raises:
-        ConfigError: no layer matches the LoRA targets.
+        ConfigError: no layer matches the LoRA targets; levers of ``options.memory`` that exclude one another.
     """
 
     def __init__(
@@ -69,12 +74,17 @@ class Denoisers:
         self.networks = dict(networks)
         self.options = options
         self.layout = layout
+        self._frozen = sum(p.numel() for network in self.networks.values() for p in network.parameters())
+        check_memory(options.memory, train_all=options.train_all)
         for network in self.networks.values():
-            network.eval().requires_grad_(options.train_all).to(device)
+            network.eval().requires_grad_(options.train_all)
+            quantise(network, options.memory.quantise)
             if options.lora is not None and not options.train_all:
                 add_adapter(network, options.lora)
             if options.gradient_checkpointing:
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
+            put_on_device(network, device, options.memory)
+        self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None
 
     @property
     def has_adapter(self) -> bool:
@@ -87,7 +97,14 @@ class Denoisers:
 
     def parameter_count(self) -> int:
         """Parameters of the networks, adapters included."""
-        return sum(p.numel() for network in self.all() for p in network.parameters())
+        adapters = (adapter_parameters(network).values() for network in self.all())
+        return self._frozen + sum(p.numel() for part in adapters for p in part)
+
+    def run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``network(x)``, with its gradients kept within the range of its precision."""
+        if self._scale is None or not torch.is_grad_enabled():
+            return network(x)
+        return self._scale.leave(network(self._scale.enter(x)))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters' parameters, or every weight; prefixed by the network's number."""
@@ -99,7 +116,8 @@ class Denoisers:
 
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient, the adapters are folded into the weights, where options allow."""
-        fold = self.options.merge_adapter and self.has_adapter and self.options.dtype == "float32"
+        exact = self.options.dtype == "float32" and self.options.memory.foldable
+        fold = self.options.merge_adapter and self.has_adapter and exact
         return merged(self.all()) if fold else nullcontext()
 
     @contextmanager

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reelign.contracts import NoisePath
 from reelign.errors import DataError, ModelError
+from reelign.generators.levers import MemoryOptions
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.zoo.models import resolve_model
 
@@ -68,7 +69,9 @@ class FamilyOptions(BaseModel):
         gradient_checkpointing: recompute the network's blocks in the backward pass.
         decode_checkpointing: recompute the decoder in the backward pass.
         merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
-            copy of the adapted weights. Only in float32, because half precision would round the adapter away.
+            copy of the adapted weights. Only in float32, because half precision would round the adapter away, and
+            not in weights that ``memory`` quantises or offloads.
+        memory: levers for small GPUs; see ``MemoryOptions``.
         first_frames: of image-to-video, a ``.jsonl`` file with a ``prompt`` and a ``first_frame`` a line, for requests
             that bring neither pictures nor clips.
         clips: of image-to-video, how many clips follow one another; each begins with the last frame of the one before.
@@ -90,6 +93,7 @@ class FamilyOptions(BaseModel):
     gradient_checkpointing: bool = False
     decode_checkpointing: bool = False
     merge_adapter: bool = True
+    memory: MemoryOptions = MemoryOptions()
     first_frames: str | None = None
     clips: int = Field(1, ge=1)
     device: str = "auto"

@@ -18,6 +18,7 @@ from reelign.datasets.first_frames import FirstFrames
 from reelign.errors import ConfigError, DataError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import Family, FamilyOptions, Features, OwnNegative, checked_frames, pick_device
+from reelign.generators.levers import check_tiles, decode_in_parts, in_slices
 
 
 class FamilyGenerator:
@@ -28,8 +29,8 @@ class FamilyGenerator:
         options: what was asked.
 
     Raises:
-        ConfigError: several clips or first frames for a family that takes no picture, or LoRA targets that match no
-            layer.
+        ConfigError: several clips or first frames for a family that takes no picture, LoRA targets that match no
+            layer, or levers of ``options.memory`` that do not go together.
         DataError: ``options.first_frames`` cannot be read.
         ModelError: ``options.adapter`` does not fit.
     """
@@ -56,6 +57,8 @@ class FamilyGenerator:
             module.eval().requires_grad_(False)
         for module in family.frozen:
             module.to(self.device)
+        self._ratio = family.size.height // family.latent_shape()[2]
+        check_tiles(options.memory, self._ratio)
         self.denoisers = Denoisers(family.networks, options, self.device, family.adapter_layout)
         if options.adapter is not None:
             self.load(options.adapter)
@@ -170,7 +173,8 @@ class FamilyGenerator:
             )
         features = {n: v.to(x.dtype) if v.is_floating_point() else v for n, v in condition.positive.items()}
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.family.predict(x, t.to(self.device).expand(len(x)), features)
+            times = t.to(self.device).expand(len(x))
+            return self.denoisers.run(lambda x: self.family.predict(x, times, features), x)
 
     def decode(self, x: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Latents to float32 [B,T',3,H,W] in [0,1]; only the asked frames, in the asked order.
@@ -190,7 +194,10 @@ class FamilyGenerator:
         return torch.stack([parts[place] for place in places], dim=1).float()
 
     def _decode_clip(self, x: Tensor, frames: Sequence[int]) -> Tensor:
-        return (self.family.decode(x, frames) * 0.5 + 0.5).clamp(0, 1)
+        def decode(part: Tensor) -> Tensor:
+            return self.family.decode(part, frames)
+
+        return (decode_in_parts(decode, x, self._ratio, self.options.memory) * 0.5 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
@@ -198,7 +205,8 @@ class FamilyGenerator:
         pixels = video.to(self.device, torch.float32) * 2 - 1
         length = self.family.size.frames
         starts = [number * (length - 1) for number in range(self.clips)]
-        return torch.cat([self.family.encode_video(pixels[:, s : s + length]).float() for s in starts], dim=2)
+        encode, memory = self.family.encode_video, self.options.memory
+        return torch.cat([in_slices(encode, pixels[:, s : s + length], memory).float() for s in starts], dim=2)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters, or every weight; prefixed by the network's number."""

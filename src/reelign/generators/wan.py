@@ -26,6 +26,7 @@ from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import check_text_length, pick_device
+from reelign.generators.levers import MemoryOptions, check_memory, check_tiles, decode_in_parts, in_slices
 from reelign.generators.lora import FILES, LoraOptions
 from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory, latent_statistics
 from reelign.paths import FlowPath
@@ -52,7 +53,9 @@ class WanOptions(BaseModel):
         gradient_checkpointing: recompute the transformer's blocks in the backward pass.
         decode_checkpointing: recompute the decoder, one latent frame at a time, in the backward pass.
         merge_adapter: fold the adapter into the weights in passes without gradient: faster, at the price of a second
-            copy of the adapted weights. Only in float32, because half precision would round the adapter away.
+            copy of the adapted weights. Only in float32, because half precision would round the adapter away, and
+            not in weights that ``memory`` quantises or offloads.
+        memory: levers for small GPUs; see ``MemoryOptions``.
         compile: compile the transformer's repeated blocks.
         device: ``auto`` is cuda where there is one, else cpu.
     """
@@ -73,6 +76,7 @@ class WanOptions(BaseModel):
     gradient_checkpointing: bool = False
     decode_checkpointing: bool = False
     merge_adapter: bool = True
+    memory: MemoryOptions = MemoryOptions()
     compile: bool = False
     device: str = "auto"
 
@@ -96,6 +100,8 @@ class WanGenerator:
             options.width or native["width"],
         )
         self._check_size()
+        check_memory(options.memory, compiled=options.compile)
+        check_tiles(options.memory, pipeline.vae.config.scale_factor_spatial)
         self._texts: dict[str, Tensor] = {}
         self.text_length = min(512, int(pipeline.tokenizer.model_max_length))
         for module in (pipeline.vae, pipeline.text_encoder):
@@ -178,8 +184,7 @@ class WanGenerator:
             time = time[:, None].expand(len(x), tokens)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             text = condition.positive["text"].to(x.dtype)
-            output: Tensor = expert(x, time, text, return_dict=False)[0]
-        return output
+            return self.denoisers.run(lambda x: expert(x, time, text, return_dict=False)[0], x)
 
     def _expert_at(self, t: Tensor) -> nn.Module:
         experts = self.experts()
@@ -192,9 +197,12 @@ class WanGenerator:
         """Latents to float32 [B,T',3,H,W] in [0,1]; decodes the least causal prefix that holds ``frames``."""
         vae = self.pipeline.vae
         mean, std = latent_statistics(vae, x)
+
+        def decode(z: Tensor) -> Tensor:
+            return decode_frames(vae, z, frames, self.options.decode_checkpointing).float().transpose(1, 2)
+
         z = (x * std + mean).to(vae.dtype)
-        video = decode_frames(vae, z, frames, self.options.decode_checkpointing)
-        return video.float().transpose(1, 2) * 0.5 + 0.5
+        return decode_in_parts(decode, z, vae.config.scale_factor_spatial, self.options.memory) * 0.5 + 0.5
 
     @torch.no_grad()
     def decode_next(self, x: Tensor, memory: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
@@ -211,8 +219,8 @@ class WanGenerator:
     def encode_video(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] in [0,1] to normalised latents, by the mode of the posterior."""
         vae = self.pipeline.vae
-        posterior = vae.encode((video.transpose(1, 2) * 2 - 1).to(self.device, vae.dtype)).latent_dist
-        x: Tensor = posterior.mode().float()
+        pixels = (video.transpose(1, 2) * 2 - 1).to(self.device, vae.dtype)
+        x = in_slices(lambda part: vae.encode(part).latent_dist.mode(), pixels, self.options.memory).float()
         mean, std = latent_statistics(vae, x)
         return (x - mean) / std
 

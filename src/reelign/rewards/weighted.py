@@ -11,7 +11,7 @@ Left out: Pareto methods, and normalising each reward by its running spread.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from reelign.contracts import Reward, RewardCard, VideoBatch
 from reelign.errors import ConfigError, ContractError, NonFiniteError
 from reelign.rewards.card import ReadsSomePrompts
+from reelign.rewards.parking import score_and_leave
 
 LossForm = Literal["maximise", "distance", "cross_entropy"]
 FPS_SLACK = 1.5  # ratio of frame rates up to which scores stay comparable
@@ -114,13 +115,15 @@ class WeightedReward:
 
     Args:
         terms: at least one, names distinct.
+        park: score one reward after the other, and leave nothing of it on the device; see ``rewards/parking.py``.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], park: bool = False) -> None:
         names = [term.name for term in terms]
         if not terms or len(set(names)) < len(names):
             raise ConfigError(f"a weighted reward has at least one term and each name once; got {names}")
         self.terms = tuple(terms)
+        self.park = park
         if all(term.keep_within is not None for term in self.terms):
             raise ConfigError("at least one reward is no constraint: leave out keep_within in the one to raise")
         self.card = _joint_card(self.terms)
@@ -136,7 +139,11 @@ class WeightedReward:
             ContractError: a reward returned a wrong shape or lost a gradient that its card promises.
             NonFiniteError: a score is NaN or infinite.
         """
-        return {term.name: _checked(term, batch) for term in self.terms}
+        return {term.name: self.score(term, batch) for term in self.terms}
+
+    def score(self, term: Term, batch: VideoBatch) -> Tensor:
+        """One term's reward's own scores [B]; raises as ``scores`` does."""
+        return _checked(term, batch, score_and_leave if self.park else _score)
 
     def objective(self, scores: dict[str, Tensor]) -> Tensor:
         """−Σ w·ℓ(score), [B], from what ``scores`` gave; constraints are no part of it."""
@@ -151,14 +158,18 @@ class WeightedReward:
         return tuple(captions)
 
 
-def _checked(term: Term, batch: VideoBatch) -> Tensor:
+def _score(reward: Reward, batch: VideoBatch) -> Tensor:
+    return reward(batch)
+
+
+def _checked(term: Term, batch: VideoBatch, ask: Callable[[Reward, VideoBatch], Tensor]) -> Tensor:
     rate = term.reward.card.fps
     if rate is not None and not 1 / FPS_SLACK <= batch.fps / rate <= FPS_SLACK:
         raise ContractError(
             f"reward {term.name!r} was trained at {rate:g} frames a second; these clips have {batch.fps:g}: choose "
             "frames at its rate, or correct the clips' fps"
         )
-    score = term.reward(batch)
+    score = ask(term.reward, batch)
     if score.shape != (len(batch),):
         raise ContractError(
             f"a reward returns one score per clip; reward {term.name!r} returned shape {list(score.shape)} "

@@ -1,7 +1,7 @@
 """Levers for small GPUs: each on and off gives the same loss and gradient, over the generators it is for.
 
-Exact levers are held to 1e-6 of the loss and of the largest gradient, in float32; approximate ones to what
-``docs/levers.md`` says of them.
+Exact levers are held to 1e-6 of the loss and of the largest gradient, in float32, or to 1e-5 where the batch size is
+another; approximate ones to what ``docs/levers.md`` says of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reelign.rewards.parking import networks_of, score_and_leave
 from reelign.rewards.weighted import Term, WeightedReward
 from reelign.sampling import ChainOptions, chain, seeded_noise
 
-EXACT = 1e-6
+EXACT, ROUND_OFF = 1e-6, 1e-5  # the same operations; the same ones in another batch size
 FAMILIES = ["wan", "stable_video_diffusion", "wan_2.1_image", "cogvideox", "ltx", "hunyuan_video"]
 LEVERS = {
     "gradient_checkpointing": {"gradient_checkpointing": True},
@@ -84,18 +84,18 @@ class Kept:
 
 
 class Measured:
-    """Loss and gradient of a live step, decoded, and the bytes that network and decoder keep for the backward pass."""
+    """Loss and gradient of one live step, decoded, and the bytes that network and decoder keep to go back."""
 
     def __init__(self, generator, scale=1.0):
         kept = Kept(generator)
         x, condition = seeded_noise(generator.latent_shape(), [0, 1]), generator.encode(request_of(generator))
-        options = ChainOptions(1.0, gradient_steps=(1,))
+        options = ChainOptions(1.0, gradient_steps=(0,))
         with kept.counted() as network:
-            final = chain(generator, x, condition, generator.path.schedule(2), options)
+            final = chain(generator, x, condition, generator.path.schedule(1), options)
         with kept.counted() as decoder:
             loss = scale * generator.decode(final, [0, generator.frames() - 1]).square().mean()
         found = torch.autograd.grad(loss, list(generator.trainable().values()), allow_unused=True)
-        self.loss = float(loss) / scale
+        self.loss = loss.item() / scale
         self.network, self.decoder = sum(network.values()), sum(decoder.values())
         self.gradient = torch.cat([g.flatten().double() for g in found if g is not None]) / scale
 
@@ -130,7 +130,7 @@ def plain(families):
 def test_exact_levers_change_nothing(name, lever, families, plain):
     before, after = plain(name), Measured(families(name, **LEVERS[lever]))
     assert before.gradient.abs().max() > 0
-    assert after.far(before) <= EXACT
+    assert after.far(before) <= (ROUND_OFF if lever == "decode_slicing" else EXACT)
     if lever == "gradient_checkpointing":
         assert after.network < 0.7 * before.network
     if lever == "decode_checkpointing":
@@ -220,7 +220,7 @@ def test_tiling_of_a_trained_decoder_is_close(tiny_wan):
 def test_bfloat16_is_close(name, families, plain):
     before, after = plain(name), Measured(families(name, dtype="bfloat16"))
     assert abs(after.loss - before.loss) <= 0.05 * abs(before.loss)
-    assert after.cosine(before) > 0.98
+    assert after.cosine(before) > 0.99
 
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx"])

@@ -294,6 +294,21 @@ def test_checkpointing_changes_no_gradient(name, folders, loaded):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in TRAINED if n != "cogvideox_image"])
+def test_bfloat16_stays_close_and_trains_an_adapter_in_float32(name, folders):
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        generator = load(folders(name), name, dtype=dtype)
+        x, t = seeded_noise(generator.latent_shape(), [0, 1]), generator.path.schedule(STEPS).t[1].float()
+        output = generator.predict(x, t, generator.encode(request_for(generator))).float()
+        output.square().mean().backward()
+        outputs.append(output.detach().flatten())
+        parameters = generator.trainable().values()
+        assert all(p.dtype == torch.float32 for p in parameters)
+        assert sum(p.grad.abs().sum() for p in parameters if p.grad is not None) > 0
+    assert torch.nn.functional.cosine_similarity(*outputs, dim=0) > 0.999
+
+
 def reward():
     return WeightedReward([Term("brightness", BrightnessRange(low=0.8, high=0.9))])
 

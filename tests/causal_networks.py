@@ -7,7 +7,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from reelign.contracts import Condition
-from reelign.generators.causal_network import Layout, advance, empty_memory
+from reelign.generators.causal_layout import Layout
+from reelign.generators.causal_network import advance, empty_memory
 from reelign.generators.causal_wan import load_causal_wan
 from reelign.generators.wan_layout import to_diffusers
 

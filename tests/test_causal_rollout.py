@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reelign.contracts import Request
 from reelign.errors import ConfigError, ContractError, DataError
-from reelign.generators.causal_network import Layout
+from reelign.generators.causal_layout import Layout
 from reelign.paths import FlowPath, shift_sigma
 from reelign.sampling import RolloutOptions, SeededNoise, begin, generate, remember, roll, rollout, sample
 

@@ -12,7 +12,8 @@ from reelign.contracts import CausalGenerator, Request
 from reelign.errors import ConfigError, DataError, ModelError
 from reelign.generators import causal_network
 from reelign.generators.causal_layers import run_layers, text_memory
-from reelign.generators.causal_network import Layout, advance, empty_memory, recall, teacher_forced, visible, whole
+from reelign.generators.causal_layout import Layout, visible
+from reelign.generators.causal_network import advance, empty_memory, recall, teacher_forced, whole
 from reelign.generators.causal_wan import CausalWanGenerator, CausalWanOptions, load_causal_wan
 from reelign.generators.wan import WanGenerator, load_wan
 

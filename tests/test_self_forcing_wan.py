@@ -10,7 +10,7 @@ from reelign.algorithms.self_forcing import Config, SelfForcing
 from reelign.build import build_generator
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError
-from reelign.generators.causal_network import Layout
+from reelign.generators.causal_layout import Layout
 from reelign.generators.discriminator import Discriminator
 from reelign.generators.lora import LoraOptions
 from reelign.generators.scores import load_score

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from toolbox import save, student
 
 from reelign.contracts import Request
-from reelign.generators.causal_network import Layout, visible
+from reelign.generators.causal_layout import Layout, visible
 
 FRAMES = 9
 layouts = {

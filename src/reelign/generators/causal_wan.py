@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from reelign.contracts import Condition, Request
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.causal_layers import text_memory
+from reelign.generators.causal_layout import Layout
 from reelign.generators.causal_network import (
-    Layout,
     Memory,
     advance,
     advance_after,

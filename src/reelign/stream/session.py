@@ -27,7 +27,7 @@ from torch import Tensor
 
 from reelign.contracts import CausalGenerator, Condition, Request
 from reelign.errors import DataError, NonFiniteError
-from reelign.generators.causal_network import Layout
+from reelign.generators.causal_layout import Layout
 from reelign.generators.causal_wan import CausalWanGenerator
 from reelign.sampling import RolloutOptions, SeededNoise, begin, roll
 from reelign.stream.memory import give_back_memory

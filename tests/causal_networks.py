@@ -84,6 +84,7 @@ def generator(folder, made=None, **options):
     if made is not None:
         made.gradient_checkpointing = chosen.options.gradient_checkpointing
         chosen.wan.pipeline.register_modules(transformer=made)
+        chosen.wan.denoisers.networks["transformer"] = made
     return chosen
 
 

@@ -134,13 +134,13 @@ def test_slices_are_the_mask(exact, text, case):
     layout, frames = LAYOUTS[case]
     x, clean = normal(2, 4, frames, 4, 6), normal(2, 4, frames, 4, 6, seed=1)
     t = 1000 * torch.rand(2, frames, generator=torch.Generator().manual_seed(2))
-    expected = run_layers(exact, x, t, text, range(frames), masked(layout, frames, 6))
+    expected = run_layers(exact, x, t, text, range(frames), masked(layout, frames, 6))[0]
     torch.testing.assert_close(whole(exact, layout, x, t, text), expected, atol=1e-12, rtol=0)
     block = torch.repeat_interleave(torch.tensor(layout.blocks(frames)))
     same = block[:, None] == block
     attend = masked(layout, frames, 6, [visible(layout, frames) & ~same, same])
     both, times = torch.cat([clean, x], 2), torch.cat([torch.zeros_like(t), t], 1)
-    expected = run_layers(exact, both, times, text, [*range(frames)] * 2, attend)[:, :, frames:]
+    expected = run_layers(exact, both, times, text, [*range(frames)] * 2, attend)[0][:, :, frames:]
     forced = teacher_forced(exact, layout, x, t, text, clean, ZERO)
     torch.testing.assert_close(forced, expected, atol=1e-12, rtol=0)
 
@@ -236,13 +236,12 @@ def test_recall_is_pushing_the_same_frames_under_the_new_text(exact, text, case)
     offset = int(layout.independent_first)
     block = torch.tensor([(f - offset) // layout.frames_per_block for f in places])
     mask = (block[:, None] >= block).repeat_interleave(6, 0).repeat_interleave(6, 1)
-    own = []
 
     def attend(layer, q, k, v):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    run_layers(exact, held, ZERO, other, places, attend, own)
+    _, own = run_layers(exact, held, ZERO, other, places, attend)
     memory = causal_network.Memory(tuple(split_runs(own, layout.sink)), frames, other)
     torch.testing.assert_close(output, advance(exact, layout, x, t, memory, other)[0], atol=1e-12, rtol=0)
 
@@ -456,11 +455,12 @@ def test_other_networks_are_refused(random_wan_folder, tmp_path):
     network_, options = plain.pipeline.transformer, CausalWanOptions(model="here", frames_per_block=1)
     two = WanGenerator(plain.pipeline, plain.options, {"height": 64, "width": 64, "frames": 17, "fps": 8})
     two.pipeline.register_modules(transformer_2=network_)
+    two.denoisers.networks["transformer_2"] = network_
     with pytest.raises(ModelError, match="a causal Wan has one transformer, with a time a frame; 'here' has another"):
         CausalWanGenerator(two, options)
     two.pipeline.register_modules(transformer_2=None)
-    config = {**network_.config, "in_channels": 20}
-    two.pipeline.register_modules(transformer=WanTransformer3DModel.from_config(config))
+    del two.denoisers.networks["transformer_2"]
+    two.denoisers.networks["transformer"] = WanTransformer3DModel.from_config({**network_.config, "in_channels": 20})
     with pytest.raises(ModelError, match=r"text-to-video transformer .* 20 channels for 8"):
         CausalWanGenerator(two, options)
     with pytest.raises(ConfigError, match="compile is not for causal generators"):

@@ -260,6 +260,7 @@ def roll(
         live = recording and frame >= options.gradient_from
         x = draw((channels, size, *space))
         schedule = schedule.to(x)
+        levels = list(zip(schedule.t, schedule.alpha, schedule.sigma, strict=False))  # what comes last is no step
         x = schedule.sigma[0] * x
         clean = None  # the block before this one, if it is to enter the memory in this one's first pass
         with torch.no_grad(), generator.merged():
@@ -268,11 +269,11 @@ def roll(
             elif before is not None:
                 memory = _remembered(generator, both, options, memory, before)
             for i in range(exit_step):
-                x0, eps, memory, _ = denoise(schedule, memory, x, i, clean)
+                x0, eps, memory, _ = denoise(levels[i], memory, x, clean)
                 noise, clean = draw(x.shape[1:]) if generator.fresh_noise else eps, None
                 x = schedule.alpha[i + 1] * x0 + schedule.sigma[i + 1] * noise
         with torch.set_grad_enabled(live), nullcontext() if live else generator.merged():
-            x0, _, memory, noisy = denoise(schedule, memory, x, exit_step, clean)
+            x0, _, memory, noisy = denoise(levels[exit_step], memory, x, clean)
         yield x0, memory
         before = x0, noisy if live and options.kv_grad == "official" else None
         frame += size
@@ -304,17 +305,16 @@ def _denoise(
     generator: CausalGenerator,
     both: Condition,
     options: RolloutOptions,
-    levels: Schedule,
+    level: tuple[Tensor, Tensor, Tensor],
     memory: Any,
     x: Tensor,
-    i: int,
     clean: Tensor | None,
 ) -> tuple[Tensor, Tensor, Any, Any]:
-    """x̂_0 and ε̂ of a block at the i-th step of its chain, the memory before it, and that with the noisy block in it.
+    """x̂_0 and ε̂ of a block at t, α and σ, the memory before it, and that with the noisy block in it.
 
     A ``clean`` block enters the memory in the same pass; the noisy one's memory is then not known.
     """
-    branches, t = _branches(x, options), levels.t[i]
+    branches, (t, alpha, sigma) = _branches(x, options), level
     if clean is None:
         output, noisy = generator.advance(branches, t, both, memory)
     else:
@@ -324,7 +324,7 @@ def _denoise(
     if options.guidance_scale != 1:
         negative, positive = output.chunk(2)
         output = negative + options.guidance_scale * (positive - negative)
-    return *endpoints(generator.path.prediction, output, x, levels.alpha[i], levels.sigma[i]), memory, noisy
+    return *endpoints(generator.path.prediction, output, x, alpha, sigma), memory, noisy
 
 
 def _branches(x: Tensor, options: RolloutOptions) -> Tensor:

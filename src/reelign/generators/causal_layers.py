@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -43,13 +43,12 @@ def run_layers(
     text: Sequence[KeysAndValues],
     positions: Sequence[int],
     attend: Attend,
-    keep: list[KeysAndValues] | None = None,
     wanted: int | None = None,
-) -> Tensor:
-    """The network on frames x [B,C,f,h,w] at given temporal positions; ``attend`` says who sees whom.
+) -> tuple[Tensor, list[KeysAndValues]]:
+    """The network on frames x [B,C,f,h,w] at given temporal positions, and each layer's own keys and values.
 
-    Each layer's own keys and values are appended to ``keep``, once, also where the backward pass recomputes them. Where
-    only the last ``wanted`` frames' output is asked for, the last layer has no queries of the others.
+    ``attend`` says who sees whom. Where only the last ``wanted`` frames' output is asked for, the last layer has no
+    queries of the others.
     """
     high, wide = network.config.patch_size[1:]
     rows, columns = x.shape[3] // high, x.shape[4] // wide
@@ -58,29 +57,28 @@ def run_layers(
     exact = torch.promote_types(hidden.dtype, torch.float32)
     wave = _wave(network.config.attention_head_dim, tuple(positions), rows, columns, x.device, exact)
     recompute = network.gradient_checkpointing and torch.is_grad_enabled()
+    kept: list[KeysAndValues] = []
     for layer, block in enumerate(network.blocks):
         first = x.shape[2] - wanted if wanted is not None and layer == len(network.blocks) - 1 else 0
-        arguments = (block, layer, hidden, modulation, wave, text[layer], attend, first)
+        arguments = (block, hidden, modulation, wave, text[layer], partial(attend, layer), first)
         hidden, own = _recomputed(*arguments) if recompute else _layer(*arguments)
-        if keep is not None:
-            keep.append(own)
+        kept.append(own)
     time = time if time.shape[1] == 1 else time[:, -hidden.shape[1] :]
     shift, scale = (network.scale_shift_table + time[:, :, None].to(network.scale_shift_table)).chunk(2, dim=2)
     hidden = torch.addcmul(shift, _norm(network.norm_out, hidden), 1 + scale).to(hidden.dtype)
     patches = network.proj_out(hidden).unflatten(-1, (high, wide, -1)).unflatten(2, (rows, columns))
     output: Tensor = patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)  # [B,C,f,h,w]
-    return output.contiguous()
+    return output.contiguous(), kept
 
 
 def _layer(
     block: Any,
-    layer: int,
     x: Tensor,
     modulation: Tensor,
     wave: Tensor,
     text: KeysAndValues,
-    attend: Attend,
-    first: int = 0,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    first: int,
 ) -> tuple[Tensor, KeysAndValues]:
     """One transformer block on x [B,f,hw,D], modulated with [B or 1,f or 1,6,D]; and its keys and values.
 
@@ -89,7 +87,7 @@ def _layer(
     table = block.scale_shift_table
     shift, scale, gate, shift2, scale2, gate2 = (table + modulation.to(table)).unsqueeze(3).unbind(2)
     y = torch.addcmul(shift, _norm(block.norm1, x), 1 + scale).to(x.dtype)
-    attended, own = _self_attention(block.attn1, layer, y, wave, attend, first)
+    attended, own = _self_attention(block.attn1, y, wave, attend, first)
     if first:
         x = x[:, first:]
         if gate.shape[1] > 1:
@@ -106,7 +104,7 @@ def _recomputed(*arguments: Any) -> tuple[Tensor, KeysAndValues]:
 
 
 def _self_attention(
-    part: Any, layer: int, x: Tensor, wave: Tensor, attend: Attend, first: int
+    part: Any, x: Tensor, wave: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], first: int
 ) -> tuple[Tensor, KeysAndValues]:
     value = split_heads(part.to_v(x), part.heads).flatten(1, 2)
     asking = (x[:, first:], wave[first:]) if first else (x, wave)
@@ -114,7 +112,7 @@ def _self_attention(
         rotate(split_heads(norm(linear(y)), part.heads), turn).to(value.dtype).flatten(1, 2)
         for (y, turn), linear, norm in ((asking, part.to_q, part.norm_q), ((x, wave), part.to_k, part.norm_k))
     )
-    out = attend(layer, query, key, value)
+    out = attend(query, key, value)
     return part.to_out[0](out.flatten(2)).unflatten(1, (-1, x.shape[2])), (key, value)
 
 

@@ -110,23 +110,15 @@ def advance_after(
     """
     both = torch.cat([clean, x], dim=2)
     times, sizes = _times((clean_t, clean), (t, x)), [clean.shape[2], x.shape[2]]
-    output, (after, _) = _advance(network, layout, both, times, memory, memory.text, sizes, wanted=1)
+    output, (after, _) = _advance(network, layout, both, times, memory, memory.text, sizes)
     own = tuple((k.clone(), v.clone()) for k, v in after.runs[-1])  # x's lie beside them, and are to go
     return output, replace(after, runs=(*after.runs[:-1], own))
 
 
 def _advance(
-    network: Any,
-    layout: Layout,
-    x: Tensor,
-    t: Tensor,
-    memory: Memory,
-    text: Run,
-    sizes: Sequence[int],
-    wanted: int | None = None,
+    network: Any, layout: Layout, x: Tensor, t: Tensor, memory: Memory, text: Run, sizes: Sequence[int]
 ) -> tuple[Tensor, list[Memory]]:
-    """One pass over blocks of these sizes, each after those before it: the last ``wanted`` ones' output, and the memory
-    after each."""
+    """One pass over blocks of these sizes, each after those before it: the last one's output; the memory after each."""
     tokens = tokens_per_frame(network, x)
     _check_blocks(layout, x, memory, sizes)
     cuts = [size * tokens for size in sizes]
@@ -143,7 +135,7 @@ def _advance(
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = list(zip(_parts(k, cuts), _parts(v, cuts), strict=True))
         known, outputs = [run[layer] for run in memory.runs] + own, []
-        asked = slice(-wanted if wanted and q.shape[1] < k.shape[1] else 0, None)  # blocks whose queries these are
+        asked = slice(-1 if q.shape[1] < k.shape[1] else 0, None)  # blocks whose queries these are
         each_block = (_parts(q, cuts[asked]), own[asked], pasts[asked], turns[asked], rooms[asked])
         for queries, mine, past, turn, room in zip(*each_block, strict=True):
             pieces = _turned([*(_cut(known[run], first, last, tokens) for run, first, last in past), mine], *turn)
@@ -153,9 +145,7 @@ def _advance(
             outputs.append(attention(queries, *_joined(pieces, room)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    layers: list[KeysAndValues] = []
-    frames = None if wanted is None else sum(sizes[-wanted:])
-    output = run_layers(network, x, t, text, range(memory.frames, end), attend, layers, frames)
+    output, layers = run_layers(network, x, t, text, range(memory.frames, end), attend, sizes[-1])
     runs, memories, end = [*memory.runs, *_split(layers, cuts)], [], memory.frames
     for index, (size, past) in enumerate(zip(sizes, pasts, strict=True)):
         end += size
@@ -198,7 +188,7 @@ def whole(network: Any, layout: Layout, x: Tensor, t: Tensor, text: Run) -> Tens
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _by_block(network, layout, ends, tokens, q, (k, v), (k, v))
 
-    return run_layers(network, x, t, text, range(x.shape[2]), attend)
+    return run_layers(network, x, t, text, range(x.shape[2]), attend)[0]
 
 
 def teacher_forced(
@@ -223,8 +213,7 @@ def teacher_forced(
         return torch.cat([first, second], dim=1)
 
     both, times = torch.cat([clean, x], dim=2), _times((clean_t, clean), (t, x))
-    output = run_layers(network, both, times, text, [*range(frames)] * 2, attend)
-    return output[:, :, frames:]
+    return run_layers(network, both, times, text, [*range(frames)] * 2, attend)[0][:, :, frames:]
 
 
 def _by_block(

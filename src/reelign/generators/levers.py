@@ -99,6 +99,7 @@ def _quantised(library: Any, layer: nn.Linear, kind: str) -> nn.Module:
     shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
     if kind == "nf4":
         new = library.nn.Linear4bit(*shape, bias=biased, compute_dtype=layer.weight.dtype, quant_type="nf4")
+        new.support_avx512bf16_for_cpu = False  # on a CPU it repacks weights in place for passes without gradient
         new.weight = library.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     else:
         new = library.nn.Linear8bitLt(*shape, bias=biased, has_fp16_weights=False)

@@ -157,7 +157,7 @@ def in_slices(function: Callable[[Tensor], Tensor], x: Tensor, memory: MemoryOpt
     """``function(x)``, one row of x at a time where ``memory`` says so."""
     if not memory.decode_slicing or len(x) == 1:
         return function(x)
-    return torch.cat([function(row) for row in x.split(1)])
+    return torch.cat([function(x[i : i + 1]) for i in range(len(x))])
 
 
 def check_tiles(memory: MemoryOptions, ratio: int) -> None:

@@ -28,7 +28,7 @@ class LossScale:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.scale: float | None = None
         for parameter in parameters:
-            parameter.register_hook(self.back)
+            parameter.register_hook(self.back)  # type: ignore[no-untyped-call]
 
     def enter(self, x: Tensor) -> Tensor:
         """x itself, on its way into a network."""
@@ -50,7 +50,7 @@ class LossScale:
             largest = float(gradient.abs().max())
             usable = 0 < largest < math.inf
             self.scale = 2.0 ** -round(math.log2(largest)) if usable else 1.0
-            torch.autograd.Variable._execution_engine.queue_callback(self._forget)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._forget)
         return gradient * self.scale
 
     def _forget(self) -> None:

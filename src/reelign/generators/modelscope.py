@@ -106,7 +106,7 @@ class ModelScopeGenerator:
             module.eval().requires_grad_(False)
         for module in (self.vae, self.text_encoder):
             module.to(self.device)
-        self._frozen = sum(p.numel() for p in self.unet.parameters())
+        self._frozen: int = sum(p.numel() for p in self.unet.parameters())
         quantise(self.unet, options.memory.quantise)
         if options.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()

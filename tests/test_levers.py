@@ -48,7 +48,8 @@ def families(tmp_path_factory, random_wan_folder):
 
     def family(name, **options):
         if name == "wan":
-            made = load_wan(model=str(random_wan_folder), height=32, width=32, frames=5, device="cpu", **options)
+            size = {"height": 32, "width": 32, "frames": 5}
+            made = load_wan(model=str(random_wan_folder), device="cpu", **{**size, **options})
         else:
             if name not in folders:
                 folders[name] = tiny.build(CASES[name].maker, tmp_path_factory.mktemp(name))

@@ -99,6 +99,7 @@ def _quantised(library: Any, layer: nn.Linear, kind: str) -> nn.Module:
     shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
     if kind == "nf4":
         new = library.nn.Linear4bit(*shape, bias=biased, compute_dtype=layer.weight.dtype, quant_type="nf4")
+        new.support_avx512bf16_for_cpu = False  # on a CPU it repacks weights in place for passes without gradient
         new.weight = library.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     else:
         new = library.nn.Linear8bitLt(*shape, bias=biased, has_fp16_weights=False)
@@ -156,7 +157,7 @@ def in_slices(function: Callable[[Tensor], Tensor], x: Tensor, memory: MemoryOpt
     """``function(x)``, one row of x at a time where ``memory`` says so."""
     if not memory.decode_slicing or len(x) == 1:
         return function(x)
-    return torch.cat([function(row) for row in torch.split(x, 1)])
+    return torch.cat([function(x[i : i + 1]) for i in range(len(x))])
 
 
 def check_tiles(memory: MemoryOptions, ratio: int) -> None:

@@ -29,6 +29,7 @@ FLOORS = (
         "translation",
         "diagnosis",
         "planted_bugs",
+        "planning",
     ),
     ("selfplay", "selfplay_config", "distillation", "web"),
     ("review", "report", "plots", "tutorial", "stream"),

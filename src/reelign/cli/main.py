@@ -20,6 +20,7 @@ from reelign.cli import (
     generate,
     judge,
     metrics,
+    plan,
     reject,
     report,
     review,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(plan.plan)
 app.command()(generate.generate)
 app.command()(translate.translate)
 app.add_typer(takes.app, name="takes")

@@ -104,7 +104,7 @@ PLAIN = {"lora": {"rank": 8}}
 
 
 @pytest.mark.parametrize(
-    "generator, settings",
+    ("generator", "settings"),
     [
         ({"gradient_checkpointing": True}, {}),
         ({"decode_checkpointing": True}, {}),
@@ -151,20 +151,22 @@ def test_fit_pulls_levers_in_the_order_of_the_table(monkeypatch):
         ["generator.gradient_checkpointing"],
         ["reward_gradient.micro_batch"],
     ]
-    assert now.fits and not changed.generator.decode_checkpointing, "a lever that does not help is put back"
+    assert now.fits
+    assert not changed.generator.decode_checkpointing, "a lever that does not help is put back"
     _, now, pulls = fit(config, 1)
     assert not now.fits
-    assert [list(pull.settings)[0] for pull in pulls][-1] == "generator.dtype"
+    assert [next(iter(pull.settings)) for pull in pulls][-1] == "generator.dtype"
     keys = [lever.key for lever in LEVERS]
     first, settings = advice(config, Now(config, 0))
-    assert first.key == keys[0] and settings == {"generator.gradient_checkpointing": True}
+    assert first.key == keys[0]
+    assert settings == {"generator.gradient_checkpointing": True}
 
 
 def test_devices_are_found_by_name_and_size():
     assert find_device("H100") is DEVICES["h100"]
     assert find_device("24GB").memory == 24 * GIB
     assert find_device("cpu").tflops["float32"] > 0
-    with pytest.raises(UnknownNameError, match="unknown device 'h10'.*h100"):
+    with pytest.raises(UnknownNameError, match=r"h10.*h100"):
         find_device("h10")
 
 
@@ -182,5 +184,6 @@ def test_the_command_says_what_to_pull_and_what_fits(random_wan_folder, tmp_path
     file.write_text(dump_config(run(random_wan_folder)))
     small = CliRunner().invoke(app, ["plan", str(file), "--device", "0.61GB"])
     assert small.exit_code == 1
-    assert "does not fit" in small.output and "--set " in small.output
+    assert "does not fit" in small.output
+    assert "--set " in small.output
     assert CliRunner().invoke(app, ["plan", str(file), "--device", "24GB"]).exit_code == 0

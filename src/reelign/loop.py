@@ -37,6 +37,7 @@ from reelign.evaluation import Examiner, TranslationExaminer
 from reelign.generators.translation import TranslationOptions
 from reelign.guarding import RunGuard
 from reelign.metrics.translation import ExamPlan
+from reelign.planning.comparison import compare
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
 
@@ -247,6 +248,7 @@ class Run:
             self._save()
         self._seconds = time.monotonic() - began
         self._write_status(finished, self._stop_signal or self._hacked)
+        compare(self.config, self.generator.device, self.folder)
         self.tracker.close()
         return finished
 

@@ -14,13 +14,11 @@ Run: ``reelign plan RUN.yaml``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.partial_chain import PartialChain
@@ -33,6 +31,7 @@ from reelign.datasets.prompts import load_prompts
 from reelign.errors import ConfigError
 from reelign.planning.devices import Device
 from reelign.planning.meter import Meter
+from reelign.planning.parts import networks, weights_of
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import generate
 from reelign.zoo.skeletons import fake_zeros, settle, without_weights
@@ -108,12 +107,16 @@ def predict(config: RunConfig, device: Device) -> Prediction:
         for network in networks(generator):
             settle(network, fake)
         reward, notes = _rewards(config)
-        weights, parked = _weights(generator, reward, device)
+        weights, parked = weights_of(generator, reward, device.gpu)
         meter = Meter(sum(weights.values()), {"texts": parked})
-        with meter:
-            training = _train(config, generator, reward, meter, device)
-            with meter.during("evaluation", hold=True):
-                _evaluate(config, generator, reward)
+        try:
+            with meter:
+                training = _train(config, generator, reward, meter, device)
+                with meter.during("evaluation", hold=True):
+                    _evaluate(config, generator, reward)
+        except (NotImplementedError, RuntimeError) as error:  # what an operator says that cannot go without values
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"this run cannot be planned from shapes alone: {why}: try it with few steps") from error
     size = (generator.frames(), *generator.picture_size())
     phases = {name: meter.peaks[name] for name in meter.peaks if name != "rest"}
     return Prediction(device, weights, phases, training, size, config.training.batch, notes)
@@ -232,54 +235,3 @@ def _rewards(config: RunConfig) -> tuple[WeightedReward, tuple[str, ...]]:
         return Uncounted(resolve("reward", name).card)
 
     return WeightedReward(build_terms([r.model_dump() for r in config.rewards], stand_in)), tuple(notes)
-
-
-def networks(generator: Any) -> list[nn.Module]:
-    """What is trained or carries the adapter."""
-    return [generator.unet] if hasattr(generator, "unet") else list(generator.denoisers.all())
-
-
-def _encoders(generator: Any) -> list[nn.Module]:
-    """What a GPU holds only while it works."""
-    if hasattr(generator, "family"):
-        return list(generator.family.encoders)
-    return [] if hasattr(generator, "unet") else [generator.pipeline.text_encoder]
-
-
-def _autoencoders(generator: Any) -> list[nn.Module]:
-    if hasattr(generator, "family"):
-        return list(generator.family.frozen)
-    return [generator.vae, generator.text_encoder] if hasattr(generator, "unet") else [generator.pipeline.vae]
-
-
-def _weights(generator: Any, reward: WeightedReward, device: Device) -> tuple[dict[str, int], int]:
-    """Bytes on the device all the time, by part, and of encoders that come and go."""
-    trained = {id(p) for p in generator.trainable().values()}
-    denoisers = [t for network in networks(generator) for t in _tensors([network])]
-    parts = {
-        "networks": _bytes(t for t in denoisers if id(t) not in trained),
-        "trained": _bytes(t for t in denoisers if id(t) in trained),
-        "autoencoder": _bytes(_tensors(_autoencoders(generator))),
-        "rewards": _bytes(_tensors([m for term in reward.terms for m in _modules(term.reward)])),
-    }
-    encoders = _bytes(_tensors(_encoders(generator)))
-    return (parts, encoders) if device.gpu else (parts | {"encoders": encoders}, 0)
-
-
-def _modules(owner: Any, depth: int = 3) -> list[nn.Module]:
-    """Networks that an object holds, however deep in objects of its own."""
-    if isinstance(owner, nn.Module):
-        return [owner]
-    if not depth or not hasattr(owner, "__dict__"):
-        return []
-    return [module for value in vars(owner).values() for module in _modules(value, depth - 1)]
-
-
-def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
-    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of distinct tensors."""
-    sizes = {id(tensor): math.prod(tensor.shape) * tensor.element_size() for tensor in tensors}
-    return sum(sizes.values())

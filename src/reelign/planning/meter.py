@@ -26,11 +26,11 @@ CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape))
+    return int(sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape))  # type: ignore[no-untyped-call]
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
@@ -49,7 +49,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, resting: int = 0, visiting: Mapping[str, int] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phase = "rest"
         self.now = resting
         self.visiting = dict(visiting or {})

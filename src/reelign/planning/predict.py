@@ -149,7 +149,7 @@ def _train(
     settings = config.settings
     assert isinstance(settings, Config)
     short, count, times = shortened(settings, config.training.batch)
-    kind = PartialChain if isinstance(short, PartialChainConfig) else RewardGradient
+    kind: Any = PartialChain if isinstance(short, PartialChainConfig) else RewardGradient
     algorithm: Any = kind(generator, reward, short, config.seed)
     inner: RewardGradient = algorithm.update if isinstance(algorithm, PartialChain) else algorithm
     for group in inner.optimisation.optimiser.param_groups:

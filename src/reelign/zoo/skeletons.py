@@ -61,7 +61,7 @@ def open_component(kind: Any, place: str, subfolder: str = "", **options: Any) -
     if fake is None or not issubclass(kind, nn.Module):
         return kind.from_pretrained(place, subfolder=subfolder, **options)
     dtype = options.get("dtype", options.get("torch_dtype", torch.float32))
-    with fake, Answers():
+    with fake, Answers():  # type: ignore[no-untyped-call]
         if hasattr(kind, "load_config"):  # of diffusers
             network = kind.from_config(kind.load_config(place, subfolder=subfolder))
         else:
@@ -113,5 +113,5 @@ def settle(network: nn.Module, fake: FakeTensorMode, dtype: torch.dtype | None =
                 value = value if exact or dtype is None else value.to(dtype)
             done[id(weight)] = module._parameters[name] = nn.Parameter(value, weight.requires_grad)
             done[id(module._parameters[name])] = done[id(weight)]
-    network.to = lambda *args, **kwargs: network  # type: ignore[method-assign]
+    vars(network)["to"] = lambda *args, **kwargs: network
     return network

@@ -181,10 +181,8 @@ def _request(config: RunConfig, generator: Any, count: int, algorithm: Any) -> R
     texts = tuple(prompts[i % len(prompts)] for i in range(count))
     if isinstance(algorithm, PartialChain):
         # Clips are encoded one by one, and their latents kept on the CPU by what is in them, which fakes do not have.
-        algorithm.latents.encode = (
-            lambda video: torch.cat(  # type: ignore[method-assign]
-                [generator.encode_video(video[i : i + 1]).float() for i in range(len(video))]
-            )
+        vars(algorithm.latents)["encode"] = lambda video: torch.cat(
+            [generator.encode_video(video[i : i + 1]).float() for i in range(len(video))]
         )
         return Request(texts, source_videos=fake_zeros(count, *_clip(generator)))
     if _takes_image(generator):

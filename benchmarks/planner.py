@@ -4,7 +4,8 @@ Counted as in ``meters.py``: each storage from the operator that returns it unti
 real run, when the optimiser has its state. The predictions never see weights. Two generators: ``zoo:tiny-wan``, and a
 random transformer about ten times its size with the zoo's autoencoder and text encoder.
 
-Run: ``python benchmarks/planner.py`` (minutes), ``--models tiny`` or ``--rows plain`` for a part.
+Run: ``python benchmarks/planner.py`` (minutes), ``--models tiny`` or ``--rows plain`` for a part; rows that are
+not measured again stay in the file.
 """
 
 from __future__ import annotations
@@ -109,12 +110,14 @@ def main() -> None:
     torch.manual_seed(0)
     settings = {"batch": args.batch, "steps": args.steps, "prompts": PROMPTS[: args.batch]}
     record: dict[str, Any] = {"environment": environment("cpu"), "settings": settings, "models": {}}
+    if args.out.is_file():  # rows that are not measured again stay
+        record["models"] = json.loads(args.out.read_text())["models"]
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.models.split(","):
-            model, rows = load_model(name, "cpu", Path(temporary)), list[dict[str, Any]]()
-            record["models"][name] = {"weights": model.weights, "rows": rows}
+            model = load_model(name, "cpu", Path(temporary))
+            rows = record["models"].setdefault(name, {"weights": model.weights, "rows": []})["rows"]
             for row in args.rows.split(","):
-                rows.append(measure(model.folder, row, args))
+                rows[:] = [*(old for old in rows if old["row"] != row), measure(model.folder, row, args)]
                 args.out.write_text(json.dumps(record, indent=2) + "\n")
 
 

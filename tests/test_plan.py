@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,12 @@ from reelign.build import build_generator, build_terms
 from reelign.config import dump_config, parse_config, read_yaml
 from reelign.contracts import Request, RewardCard
 from reelign.errors import ConfigError, UnknownNameError
-from reelign.planning import levers
+from reelign.planning import comparison, levers
 from reelign.planning.devices import DEVICES, GIB, Device, find_device
 from reelign.planning.levers import LEVERS, advice, fit
 from reelign.planning.predict import predict, shortened
 from reelign.rewards.weighted import WeightedReward
+from reelign.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -188,3 +190,36 @@ def test_the_command_says_what_to_pull_and_what_fits(random_wan_folder, tmp_path
     assert small.exit_code == 1
     assert "does not fit" in small.output
     assert "--set " in small.output
+
+
+class Told:
+    """A prediction of 110 bytes."""
+
+    device, peak, fullest, seconds = CPU, 110, "backward", 2.0
+
+
+def test_a_run_on_a_gpu_says_how_good_the_prediction_was(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    for seconds in (1.0, 4.0, 7.5):
+        folder.log({"step": 1, "seconds": seconds})
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100)
+    monkeypatch.setattr(comparison, "this_gpu", lambda: CPU)
+    monkeypatch.setattr(comparison, "predict", lambda config, device: Told())
+    comparison.compare(run("zoo:tiny-wan"), torch.device("cpu"), folder)
+    assert not (tmp_path / comparison.FILE).exists()
+    comparison.compare(run("zoo:tiny-wan"), torch.device("cuda"), folder)
+    written = json.loads((tmp_path / comparison.FILE).read_text())
+    assert (written["predicted_peak_bytes"], written["measured_peak_bytes"]) == (110, 100)
+    assert written["predicted_over_measured"] == 1.1
+    assert written["measured_seconds_of_a_step"] == 3.25
+
+
+def test_a_finished_run_is_not_lost_where_nothing_can_be_predicted(tmp_path, monkeypatch):
+    def refuse(config, device):
+        raise ConfigError("this run cannot be planned")
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100)
+    monkeypatch.setattr(comparison, "this_gpu", lambda: CPU)
+    monkeypatch.setattr(comparison, "predict", refuse)
+    comparison.compare(run("zoo:tiny-wan"), torch.device("cuda"), RunFolder(tmp_path))
+    assert json.loads((tmp_path / comparison.FILE).read_text())["not_predicted"] == "this run cannot be planned"

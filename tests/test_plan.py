@@ -19,7 +19,8 @@ from reelign.errors import ConfigError, UnknownNameError
 from reelign.planning import comparison, levers
 from reelign.planning.devices import DEVICES, GIB, Device, find_device
 from reelign.planning.levers import LEVERS, advice, fit
-from reelign.planning.predict import predict, shortened
+from reelign.planning.predict import latest, predict, shortened
+from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder
 
@@ -137,6 +138,13 @@ def test_a_short_run_stands_for_the_whole():
     short, prompts, times = shortened(config, batch=12)
     assert (short.steps, short.k, prompts) == (4, 2, 6)
     assert times == {"prefix": 2 * 23 / 2, "once": 1.0, "all": 2.0}
+
+
+def test_frames_that_are_drawn_are_taken_to_be_the_latest():
+    assert latest(FramePolicy(choose="random"), 17).choose == (16,)
+    assert latest(FramePolicy(choose="segments", segments=4), 17).choose == (3, 7, 11, 15)
+    assert latest(FramePolicy(choose="segments", segments=4, draw="first"), 17).choose == "segments"
+    assert latest(FramePolicy(choose=(2, 5)), 17).choose == (2, 5)
 
 
 def test_fit_pulls_levers_in_the_order_of_the_table(monkeypatch):

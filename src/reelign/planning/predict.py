@@ -32,6 +32,7 @@ from reelign.errors import ConfigError
 from reelign.planning.devices import Device
 from reelign.planning.meter import Meter
 from reelign.planning.parts import networks, weights_of
+from reelign.rewards.frames import FramePolicy, segment_bounds
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import generate
 from reelign.zoo.skeletons import fake_zeros, settle, without_weights
@@ -142,6 +143,16 @@ def shortened(config: Config, batch: int) -> tuple[Config, int, dict[str, float]
     return short, prompts, {"prefix": repeats * prefix, "once": 1.0, "all": repeats}
 
 
+def latest(policy: FramePolicy, total: int) -> FramePolicy:
+    """The latest frames that a policy may draw: a causal decoder makes all frames before them too."""
+    if policy.choose == "random":
+        return policy.model_copy(update={"choose": (total - 1,)})
+    if policy.choose == "segments" and policy.draw == "random":
+        ends = tuple(end - 1 for _, end in segment_bounds(total, policy.segments))
+        return policy.model_copy(update={"choose": ends})
+    return policy
+
+
 def _train(
     config: RunConfig, generator: Any, reward: WeightedReward, meter: Meter, device: Device
 ) -> dict[str, dict[str, float]]:
@@ -149,6 +160,7 @@ def _train(
     settings = config.settings
     assert isinstance(settings, Config)
     short, count, times = shortened(settings, config.training.batch)
+    short = short.model_copy(update={"frames": latest(short.frames, generator.frames())})
     kind: Any = PartialChain if isinstance(short, PartialChainConfig) else RewardGradient
     algorithm: Any = kind(generator, reward, short, config.seed)
     inner: RewardGradient = algorithm.update if isinstance(algorithm, PartialChain) else algorithm
@@ -219,7 +231,7 @@ class Uncounted:
         self.card = card
 
     def __call__(self, batch: Any) -> Tensor:
-        """Half of nothing, with gradient."""
+        """Scores [B], with gradient."""
         mean: Tensor = batch.video.mean((1, 2, 3, 4))
         return mean
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _fake: ContextVar[FakeTensorMode | None] = ContextVar("fake", default=None)
 
 
-class Answers(TorchDispatchMode):
+class Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets code that reads values off fake tensors go on: bad things are counted 0, conditions hold, the rest is ½."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

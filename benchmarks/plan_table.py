@@ -30,7 +30,7 @@ def plan(name: str, folder: Path, settings: dict[str, Any]) -> Prediction:
     kind = PUBLISHED[name][0]
     chosen = {"kind": kind, "model": str(folder), "dtype": "bfloat16", "lora": {"rank": 16, "alpha": 16}, **settings}
     if kind == "modelscope":  # it decodes in chunks, which are recomputed
-        chosen = {key: value for key, value in chosen.items() if key != "decode_checkpointing"} | {"decode_chunk": 1}
+        chosen = {key: value for key, value in chosen.items() if key not in CHECKPOINTED} | {"decode_chunk": 1}
     return predict(
         parse_config(
             {

@@ -91,6 +91,10 @@ class ModelScopeGenerator:
             )
         for module in (self.unet, self.vae, self.text_encoder):
             module.eval().requires_grad_(False).to(self.device)
+        if options.gradient_checkpointing and not self.unet._supports_gradient_checkpointing:
+            raise ConfigError(
+                "diffusers cannot recompute this U-Net's blocks; set generator.gradient_checkpointing to false"
+            )
         if options.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.adapter = add_adapter(self.unet, options.lora) if options.lora else None

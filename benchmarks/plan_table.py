@@ -1,7 +1,7 @@
 """What fits where: each family at its published size, in 8 to 80 GB, predicted from published configs.
 
 Every row is VADER as ``reelign train`` runs it: one prompt, bfloat16, LoRA of rank 16, gradient in the last of 25
-steps, one rewarded frame, a reward of the zoo. ``plain`` is that; ``fitted`` adds both kinds of checkpointing.
+steps, one rewarded frame, a reward of the zoo. ``plain`` is that; ``checkpointed`` adds both kinds of checkpointing.
 
 Run: ``python benchmarks/plan_table.py`` writes ``benchmarks/results/plan_table.json`` and ``docs/plan_table.md``.
 """
@@ -21,6 +21,13 @@ from reelign.config import parse_config
 from reelign.planning.devices import DEVICES, GIB, Device
 from reelign.planning.predict import Prediction, predict
 
+HEAD = """# What fits where
+
+**Predicted, not measured**, by `python benchmarks/plan_table.py` from published configs ([how](plan.md)): one prompt,
+bfloat16, LoRA of rank 16, gradient in the last of 25 steps, the first frame rewarded by the zoo's CLIP, evaluation of
+one clip at a time.
+
+"""
 SIZES = (8, 16, 24, 48, 80)
 CHECKPOINTED = {"gradient_checkpointing": True, "decode_checkpointing": True}
 
@@ -99,7 +106,7 @@ def main() -> None:
                 print(name, what, f"{time.process_time() - start:.0f} s to predict", rows[-1]["peak_bytes"] / GIB)
         rows.sort(key=lambda r: list(PUBLISHED).index(r["model"]))
         args.out.write_text(json.dumps({"predicted": True, "rows": rows}, indent=2) + "\n")
-        args.markdown.write_text("<!-- by benchmarks/plan_table.py; predicted, not measured -->\n\n" + table(rows))
+        args.markdown.write_text(HEAD + table(rows))
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ def predict(config: RunConfig, device: Device) -> Prediction:
         try:
             with meter:
                 training = _train(config, generator, reward, meter, device)
-                with meter.during("evaluation", hold=True):
-                    _evaluate(config, generator, reward)
+            with meter, meter.during("evaluation", hold=True):
+                _evaluate(config, generator, reward)
         except (NotImplementedError, RuntimeError) as error:  # what an operator says that cannot go without values
             why = " ".join(str(error).split())[:200]
             raise ConfigError(f"this run cannot be planned from shapes alone: {why}: try it with few steps") from error

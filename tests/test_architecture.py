@@ -30,6 +30,7 @@ FLOORS = (
         "diagnosis",
         "planted_bugs",
         "run_parts",
+        "planning",
     ),
     ("selfplay", "selfplay_config", "distillation", "web"),
     ("review", "report", "plots", "tutorial", "stream"),

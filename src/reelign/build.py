@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from reelign.catalogue import TABLE, resolve
 from reelign.contracts import Reward, RewardCard
-from reelign.errors import ConfigError, ContractError, UnknownNameError
+from reelign.errors import ConfigError, ContractError, ModelError, UnknownNameError
 from reelign.metrics.clip import ClipMetric, MetricCard
 from reelign.metrics.reward_metric import MAX_FRAMES, RewardMetric
 from reelign.rewards.card import GOLDEN_FILE, Check, record_golden, require_verified, sensitivity, verify
@@ -53,20 +53,40 @@ def _load_reward(name: str, options: Mapping[str, Any]) -> Reward:
 
 
 def build_weighted_reward(terms: Sequence[Mapping[str, Any]], park: bool = False) -> WeightedReward:
-    """Load the rewards of a run.
+    """Load the rewards of a run, hold them to their cards, and join them.
 
     Args:
+        terms: as for ``build_terms``.
+        park: see ``WeightedReward``.
+    """
+    return WeightedReward(build_terms(terms), park)
+
+
+def build_terms(
+    terms: Sequence[Mapping[str, Any]], stand_in: Callable[[str, ModelError], Reward] | None = None
+) -> list[Term]:
+    """Load the rewards of a run one by one.
+
+    Args:
+        stand_in: makes a reward in place of one that cannot be loaded; cards are then not checked.
         terms: mappings with ``name`` and, where not the default, ``weight``, ``loss``, ``target`` and ``options``.
             A reward that occurs twice is called ``name#2`` the second time.
-        park: see ``WeightedReward``.
     """
     built: list[Term] = []
     for term in terms:
         count = 1 + sum(other["name"] == term["name"] for other in terms[: len(built)])
         label = term["name"] if count == 1 else f"{term['name']}#{count}"
         settings = {key: term[key] for key in TERM_SETTINGS if key in term}
-        built.append(Term(label, build_reward(term["name"], term.get("options")), **settings))
-    return WeightedReward(built, park)
+        reward = _reward_or(term, stand_in) if stand_in else build_reward(term["name"], term.get("options"))
+        built.append(Term(label, reward, **settings))
+    return built
+
+
+def _reward_or(term: Mapping[str, Any], stand_in: Callable[[str, ModelError], Reward]) -> Reward:
+    try:
+        return _load_reward(term["name"], term.get("options") or {})
+    except ModelError as error:
+        return stand_in(term["name"], error)
 
 
 def reward_cards() -> list[RewardCard]:

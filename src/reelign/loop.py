@@ -36,6 +36,7 @@ from reelign.evaluation import Examiner, TranslationExaminer
 from reelign.generators.translation import TranslationOptions
 from reelign.guarding import RunGuard
 from reelign.metrics.translation import ExamPlan
+from reelign.planning.comparison import compare
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
 from reelign.run_parts import build_algorithm, build_order, my_rows
@@ -213,6 +214,8 @@ class Run:
         self._seconds = time.monotonic() - began
         stopped = signal.Signals(self._stop_signal).name if self._stop_signal else self._hacked
         self._write_status(finished, stopped)
+        if leads():
+            compare(self.config, self.generator.device, self.folder)
         self.tracker.close()
         return finished
 

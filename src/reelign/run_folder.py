@@ -1,6 +1,6 @@
 """What a run leaves on disk, and in which file.
 
-config.yaml  environment.json  metrics.jsonl  status.json
+config.yaml  environment.json  metrics.jsonl  status.json    plan.json (on a GPU)
 samples/step_000000/0000.mp4 …, scores.csv    checkpoints/step_000010/ (adapter, state)
 prompt_sets/NAME/samples/…                    (further prompt sets, where there are any)
 summary.json  report.html                     (written by ``reelign report``)

@@ -21,6 +21,7 @@ from reelign.cli import (
     generate,
     judge,
     metrics,
+    plan,
     reject,
     report,
     review,
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(plan.plan)
 app.command()(generate.generate)
 app.command()(export.export)
 app.command()(translate.translate)

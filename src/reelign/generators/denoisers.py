@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from reelign.errors import ContractError, ModelError
+from reelign.errors import ConfigError, ContractError, ModelError
 from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
 from reelign.generators.lora import (
     AdapterLayout,
@@ -82,6 +82,11 @@ class Denoisers:
             if options.lora is not None and not options.train_all:
                 add_adapter(network, options.lora)
             if options.gradient_checkpointing:
+                if not getattr(network, "_supports_gradient_checkpointing", True):
+                    raise ConfigError(
+                        f"diffusers cannot recompute the blocks of a {type(network).__name__}; set "
+                        "generator.gradient_checkpointing to false"
+                    )
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
             put_on_device(network, device, options.memory)
         self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None

@@ -24,6 +24,7 @@ from reelign.errors import DataError, ModelError
 from reelign.generators.levers import MemoryOptions
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.zoo.models import resolve_model
+from reelign.zoo.skeletons import open_pipeline
 
 Features = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -250,7 +251,7 @@ def load_pipeline(pipeline: Any, options: FamilyOptions, what: str, half: Sequen
     dtypes = {name: torch.float32 if options.train_all and "encoder" not in name else dtype for name in half}
     source = resolve_model(options.model)
     try:
-        return pipeline.from_pretrained(source, dtype={**dtypes, "default": torch.float32})
+        return open_pipeline(pipeline, source, {**dtypes, "default": torch.float32})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"no {what} could be loaded from {options.model!r}: {reason}") from error

@@ -34,6 +34,7 @@ from reelign.generators.family_generator import FamilyGenerator
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model
+from reelign.zoo.skeletons import open_component
 
 NATIVE = Native(frames=16, height=256, width=256, fps=8.0, steps=50, guidance_scale=9.0)
 
@@ -130,11 +131,11 @@ def load_modelscope(**options: Any) -> FamilyGenerator:
     source, dtype = resolve_model(chosen.model), torch.float32 if chosen.train_all else getattr(torch, chosen.dtype)
     try:
         parts = {
-            "unet": UNet3DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype),
-            "vae": AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32),
-            "text_encoder": CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32),
-            "tokenizer": CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
-            "scheduler": DDIMScheduler.from_pretrained(source, subfolder="scheduler"),
+            "unet": open_component(UNet3DConditionModel, source, "unet", torch_dtype=dtype),
+            "vae": open_component(AutoencoderKL, source, "vae", torch_dtype=torch.float32),
+            "text_encoder": open_component(CLIPTextModel, source, "text_encoder", dtype=torch.float32),
+            "tokenizer": open_component(CLIPTokenizer, source, "tokenizer"),
+            "scheduler": open_component(DDIMScheduler, source, "scheduler"),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]

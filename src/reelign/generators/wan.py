@@ -31,6 +31,7 @@ from reelign.generators.lora import FILES, LoraOptions
 from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory, latent_statistics
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
+from reelign.zoo.skeletons import open_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +276,7 @@ def load_wan(**options: Any) -> WanGenerator:
     trained = torch.float32 if chosen.train_all else dtype
     dtypes = {"transformer": trained, "transformer_2": trained, "text_encoder": dtype, "default": torch.float32}
     try:
-        pipeline = WanPipeline.from_pretrained(source, dtype=dtypes)
+        pipeline = open_pipeline(WanPipeline, source, dtypes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"no Wan pipeline could be loaded from {chosen.model!r}: {str(error).splitlines()[0]}"

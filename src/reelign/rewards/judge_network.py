@@ -45,6 +45,7 @@ from reelign.rewards.card import read_golden, record_golden
 from reelign.rewards.clip_tower import REMEMBERED_PROMPTS, load_tower
 from reelign.rewards.preprocess import preprocess_for
 from reelign.zoo.models import IMAGENET_MEAN, IMAGENET_STD, even_indices, load_whole, read_preprocessor
+from reelign.zoo.skeletons import hollow
 
 WEIGHTS, CARD = "network.safetensors", "network.json"
 FORMAT = 1
@@ -338,6 +339,8 @@ class JudgeNetwork:
 
 def _read(folder: Path) -> tuple[NetworkConfig, dict[str, Tensor], dict[str, Any]]:
     """What ``save`` wrote; only tensors and JSON are read."""
+    if hollow():
+        raise ModelError(f"the weights in {folder} say themselves how large they are, and none are read")
     try:
         content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from reelign.errors import ModelError
 from reelign.zoo.models import resolve_model
+from reelign.zoo.skeletons import hollow
 
 WEIGHT_FILES = ("*.json", "*.safetensors")
 
@@ -73,6 +74,8 @@ def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is not there, or holds anything but tensors.
     """
+    if hollow():
+        raise ModelError(f"the weights in {name} say themselves how large they are, and none are read")
     file = find_file(name)
     try:
         if file.suffix == ".safetensors":

@@ -1,0 +1,113 @@
+"""What fits where: each family at its published size, in 8 to 80 GB, predicted from published configs.
+
+Every row is VADER as ``reelign train`` runs it: one prompt, bfloat16, LoRA of rank 16, gradient in the last of 25
+steps, one rewarded frame, a reward of the zoo. ``plain`` is that; ``checkpointed`` adds both kinds of checkpointing.
+
+Run: ``python benchmarks/plan_table.py`` writes ``benchmarks/results/plan_table.json`` and ``docs/plan_table.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from published_configs import PUBLISHED, write
+
+from reelign.config import parse_config
+from reelign.planning.devices import DEVICES, GIB, Device
+from reelign.planning.predict import Prediction, predict
+
+HEAD = """# What fits where
+
+**Predicted, not measured**, by `python benchmarks/plan_table.py` from published configs ([how](plan.md)): one prompt,
+bfloat16, LoRA of rank 16, gradient in the last of 25 steps, the first frame rewarded by the zoo's CLIP, evaluation of
+one clip at a time.
+
+"""
+SIZES = (8, 16, 24, 48, 80)
+CHECKPOINTED = {"gradient_checkpointing": True, "decode_checkpointing": True}
+
+
+def plan(name: str, folder: Path, settings: dict[str, Any]) -> Prediction:
+    """The prediction of one row on an H100."""
+    kind = PUBLISHED[name][0]
+    chosen = {"kind": kind, "model": str(folder), "dtype": "bfloat16", "lora": {"rank": 16, "alpha": 16}, **settings}
+    if kind == "modelscope":  # it decodes in chunks, which are recomputed
+        chosen = {key: value for key, value in chosen.items() if key not in CHECKPOINTED} | {"decode_chunk": 1}
+    return predict(
+        parse_config(
+            {
+                "output": "never",
+                "generator": chosen,
+                "prompts": {"source": ("a cat runs", "a dog sits")},
+                "rewards": [{"name": "clip"}],
+                "reward_gradient": {
+                    "steps": 25,
+                    "frames": [0],
+                    "guidance_scale": 1.0 if kind == "hunyuan_video" else 5.0,
+                },
+                "training": {"batch": 1},
+                "evaluation": {"batch": 1},
+            }
+        ),
+        DEVICES["h100"],
+    )
+
+
+def row(name: str, told: Prediction, what: str) -> dict[str, Any]:
+    """One row of the record."""
+    train = max(size for phase, size in told.phases.items() if phase != "evaluation")
+    return {
+        "model": name,
+        "settings": what,
+        "clip": "×".join(map(str, told.size)),
+        "weights_bytes": sum(told.weights.values()),
+        "phases_bytes": told.phases,
+        "peak_bytes": told.peak,
+        "training_peak_bytes": train,
+        "fullest_phase": told.fullest,
+        "h100_seconds": told.seconds,
+        "fits": {str(size): Device("", size * GIB).fits(told.peak) for size in SIZES},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of the record."""
+    head = ["model", "clip", "settings", "peak (GiB)", "fullest phase", *(f"{size} GB" for size in SIZES), "s on H100"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in rows:
+        marks = ["yes" if r["fits"][str(size)] else "–" for size in SIZES]
+        peak, time_s = f"{r['peak_bytes'] / GIB:.1f}", f"{r['h100_seconds']:.1f}"
+        lines.append(
+            "| " + " | ".join([r["model"], r["clip"], r["settings"], peak, r["fullest_phase"], *marks, time_s]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Predict each row, and write after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(PUBLISHED))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/plan_table.json"))
+    parser.add_argument("--markdown", type=Path, default=Path("docs/plan_table.md"))
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
+    for name in args.models.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = write(name, Path(temporary) / "model")
+            rows = [r for r in rows if r["model"] != name]
+            for what, settings in (("plain", {}), ("checkpointed", CHECKPOINTED)):
+                start = time.process_time()
+                rows.append(row(name, plan(name, folder, settings), what))
+                print(name, what, f"{time.process_time() - start:.0f} s to predict", rows[-1]["peak_bytes"] / GIB)
+        rows.sort(key=lambda r: list(PUBLISHED).index(r["model"]))
+        args.out.write_text(json.dumps({"predicted": True, "rows": rows}, indent=2) + "\n")
+        args.markdown.write_text(HEAD + table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -212,7 +212,7 @@ def test_tiling_of_a_trained_decoder_is_close(tiny_wan):
     (whole, slope), (tiles, other) = found
     psnr = -10 * (whole - tiles).square().mean().log10()
     cosine = torch.cosine_similarity(slope.flatten(), other.flatten(), dim=0)
-    assert psnr > 20
+    assert psnr > 28
     assert cosine > 0.9
     assert not torch.equal(whole, tiles)
 

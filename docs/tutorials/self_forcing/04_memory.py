@@ -66,13 +66,13 @@ save(figure, "04_memory.png")
 # %%
 generator = student()
 condition, schedule = generator.encode(prompt), generator.path.schedule(STEPS)
-passes = 0
+through = 0
 
 
-def count(*_: object) -> None:
+def count(_: object, inputs: tuple[torch.Tensor]) -> None:
     """Called before each pass of the network."""
-    global passes
-    passes += 1
+    global through
+    through += inputs[0].shape[2]
 
 
 handle = generator.network.patch_embedding.register_forward_pre_hook(count)
@@ -84,8 +84,8 @@ with torch.no_grad():
     with_memory = torch.cat([block for block, _ in made], dim=2)
 seconds = time.process_time() - start
 handle.remove()
-print(f"with memory: {passes} passes over one frame, {seconds:.2f} s of the processor")
-assert passes in (FRAMES * (STEPS + 1) - 1, FRAMES * (STEPS + 1))  # the last block need not be remembered
+print(f"with memory: {through} frames through the network, {seconds:.2f} s of the processor")
+assert through in (FRAMES * (STEPS + 1) - 1, FRAMES * (STEPS + 1))  # the last block need not be remembered
 
 draw, levels, past = SeededNoise([3]), schedule.to(with_memory), torch.zeros(1, 8, 0, 8, 8)
 frames_run, start = 0, time.process_time()

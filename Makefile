@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/causal_rollout.py
 	$(BIN)/python benchmarks/translation_step.py
+	$(BIN)/python benchmarks/planner.py
 
 studies: install
 	$(BIN)/python benchmarks/guard_calibration.py
@@ -56,6 +57,7 @@ studies: install
 	$(BIN)/python benchmarks/self_forcing_students.py
 	$(BIN)/python benchmarks/self_forcing.py
 	$(BIN)/python benchmarks/long_rollout.py
+	$(BIN)/python benchmarks/translation.py
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'

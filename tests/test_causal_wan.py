@@ -134,7 +134,8 @@ def test_slices_are_the_mask(exact, text, case):
     layout, frames = LAYOUTS[case]
     x, clean = normal(2, 4, frames, 4, 6), normal(2, 4, frames, 4, 6, seed=1)
     t = 1000 * torch.rand(2, frames, generator=torch.Generator().manual_seed(2))
-    expected = run_layers(exact, x, t, text, range(frames), masked(layout, frames, 6))[0]
+    expected, kept = run_layers(exact, x, t, text, range(frames), masked(layout, frames, 6))
+    assert kept == []  # what nobody asked for is not held
     torch.testing.assert_close(whole(exact, layout, x, t, text), expected, atol=1e-12, rtol=0)
     block = torch.repeat_interleave(torch.tensor(layout.blocks(frames)))
     same = block[:, None] == block
@@ -241,7 +242,7 @@ def test_recall_is_pushing_the_same_frames_under_the_new_text(exact, text, case)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    _, own = run_layers(exact, held, ZERO, other, places, attend)
+    _, own = run_layers(exact, held, ZERO, other, places, attend, held.shape[2])
     memory = causal_network.Memory(tuple(split_runs(own, layout.sink)), frames, other)
     torch.testing.assert_close(output, advance(exact, layout, x, t, memory, other)[0], atol=1e-12, rtol=0)
 

@@ -45,10 +45,10 @@ def run_layers(
     attend: Attend,
     wanted: int | None = None,
 ) -> tuple[Tensor, list[KeysAndValues]]:
-    """The network on frames x [B,C,f,h,w] at given temporal positions, and each layer's own keys and values.
+    """The network on frames x [B,C,f,h,w] at given temporal positions; ``attend`` says who sees whom.
 
-    ``attend`` says who sees whom. Where only the last ``wanted`` frames' output is asked for, the last layer has no
-    queries of the others.
+    With ``wanted`` frames, the last ones, only theirs is the output, and each layer's own keys and values of all frames
+    come back too. Else there are none: whole clips in training would hold them beside what checkpointing keeps.
     """
     high, wide = network.config.patch_size[1:]
     rows, columns = x.shape[3] // high, x.shape[4] // wide
@@ -62,7 +62,8 @@ def run_layers(
         first = x.shape[2] - wanted if wanted is not None and layer == len(network.blocks) - 1 else 0
         arguments = (block, hidden, modulation, wave, text[layer], partial(attend, layer), first)
         hidden, own = _recomputed(*arguments) if recompute else _layer(*arguments)
-        kept.append(own)
+        if wanted is not None:
+            kept.append(own)
     time = time if time.shape[1] == 1 else time[:, -hidden.shape[1] :]
     shift, scale = (network.scale_shift_table + time[:, :, None].to(network.scale_shift_table)).chunk(2, dim=2)
     hidden = torch.addcmul(shift, _norm(network.norm_out, hidden), 1 + scale).to(hidden.dtype)

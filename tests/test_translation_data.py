@@ -39,17 +39,19 @@ def test_the_same_numbers_give_the_same_clips():
     assert torch.equal(first, second)
 
 
-def test_pairs_are_one_scene_in_two_lights(random):
-    """Night differs from the night of the pair by grain alone, and things move alike."""
+@pytest.mark.parametrize(("light", "grain"), GRAIN.items())
+def test_pairs_are_one_scene_in_two_lights(light, grain, random):
+    """What is filmed differs from the known scene by grain alone, and things move alike."""
     scenes = DayNight(frames=6, size=48)
     state = random.get_state()
-    day, night = scenes.pair(2, random)
+    both = dict(zip(("day", "night"), scenes.pair(2, random), strict=True))
+    known = both[light]
     random.set_state(state)
-    grainy = scenes.batch("night", 2, random)
-    assert (grainy - night)[(night > 0.1) & (night < 0.9)].std() == pytest.approx(GRAIN, rel=0.05)
+    filmed = scenes.batch(light, 2, random)
+    assert (filmed - known)[(known > 0.1) & (known < 0.9)].std() == pytest.approx(grain, rel=0.05)
     # Where the day changes by much from frame to frame, so does the night.
-    moved = [(clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.15 for clip in (day, night)]
-    assert (moved[0] & moved[1]).sum() > 0.7 * moved[0].sum()
+    day, night = ((clip[:, 1:] - clip[:, :-1]).abs().amax(2) > 0.15 for clip in both.values())
+    assert (day & night).sum() > 0.7 * day.sum()
 
 
 def test_backward_pairs(random):

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 
 from reelign.algorithms.translation_agent import Agent, candidates, values_of
+from reelign.algorithms.translation_clips import cut, motion_of, unpaired
 from reelign.algorithms.translation_history import ClipHistory
+from reelign.algorithms.translation_losses import steadiness_loss
 from reelign.algorithms.translation_mdp import X, Y
-from reelign.algorithms.video_translation import Config, VideoTranslation, cut, frozen, unpaired
+from reelign.algorithms.video_translation import Config, VideoTranslation, frozen
 from reelign.contracts import Algorithm, Request
+from reelign.datasets.day_night import DayNight
 from reelign.errors import ConfigError, DataError, NonFiniteError
 from reelign.generators.translation import TranslationGenerator, load_translation
 from reelign.generators.translation_layers import AROUND
+from reelign.metrics.translation import source_motion, warping_error
+from reelign.video_io import to_pictures
 
 SIZE = 16
 SMALL = {"discriminator_channels": 4, "critic_channels": 4, "replay": 8, "agent_crop": 16}
@@ -256,6 +261,21 @@ def test_frozen_modules_get_no_gradient_and_recover() -> None:
     assert layer.weight.requires_grad
 
 
+def test_steadiness_is_the_warping_error_of_training(random: torch.Generator) -> None:
+    x, y = DayNight(frames=4, size=48).pair(2, random)
+    loss = steadiness_loss(y, *motion_of(x))
+    pictures = [[list(to_pictures(clip)) for clip in clips] for clips in (x, y)]
+    error = [warping_error(source_motion(day), night) for day, night in zip(*pictures, strict=True)]
+    assert 255 * loss.item() == pytest.approx(sum(error) / 2, rel=0.03)  # pictures are rounded to 8 bits
+
+    algorithm = VideoTranslation(small(), Config(**SMALL, lambda_steady=10, colours_first=0))
+    logged = algorithm.step(Request(("x", "x", "y", "y"), torch.cat([x, y])))
+    assert logged["steady"] > 0
+    assert "steady" not in VideoTranslation(small(), Config(**SMALL, lambda_steady=10, per_frame=True)).step(
+        Request(("x", "x", "y", "y"), torch.cat([x, y]))
+    )
+
+
 def test_cut_is_one_window_for_all(random: torch.Generator) -> None:
     video = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 20, 24)
     part = cut(video, 3, 16, random)
@@ -279,6 +299,8 @@ def test_what_is_refused_in_one_line(random: torch.Generator) -> None:
         algorithm.step(Request(("x", "y"), plain(0.5, 2, frames=1)))
     with pytest.raises(ConfigError, match=r"set generator\.kind to translation"):
         VideoTranslation(object(), Config())
+    with pytest.raises(ConfigError, match="at least 32 pixels a side; clips have 24×16: set it to 0"):
+        VideoTranslation(small(height=16, width=24), Config(**SMALL, lambda_steady=1))
     with pytest.raises(ConfigError, match="set lambda_cycle above 0"):
         Config(per_frame=True, lambda_cycle=0)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from reelign.algorithms.translation_losses import (
     r1_penalty,
     recurrent_loss,
     recycle_loss,
+    steadiness_loss,
 )
 from reelign.errors import DataError
 
@@ -99,3 +100,18 @@ def test_recycle_loss_is_zero_for_inverse_maps_and_a_perfect_prediction() -> Non
 def test_cycle_and_identity_losses_by_hand() -> None:
     assert cycle_loss(lambda c: c / 2, lambda c: c + 0.1, clips(0.4, 0.8)) == pytest.approx((0.1 + 0.3) / 2)
     assert identity_loss(lambda c: c - 0.25, clips(0.4, 0.8)) == pytest.approx(0.25)
+
+
+def test_steadiness_loss_by_hand() -> None:
+    # A ramp of 0.1 a pixel, that moves 1 to the right and brightens by 0.03: what is at u was at u − 1.
+    ramp = (0.1 * torch.arange(5.0)).expand(1, 1, 3, 4, 5)
+    made = torch.cat([ramp, ramp - 0.1 + 0.03], 1)
+    left = torch.tensor([-1.0, 0.0]).view(1, 1, 2, 1, 1).expand(1, 1, 2, 4, 5)
+    inside = torch.ones(1, 1, 4, 5, dtype=torch.bool)
+    inside[..., 0] = False  # came from beyond the border
+    assert steadiness_loss(made, left, inside) == pytest.approx(0.03, abs=1e-6)
+    assert steadiness_loss(made, torch.zeros_like(left), inside) == pytest.approx(0.07, abs=1e-6)  # |−0.1 + 0.03|
+    one = torch.zeros_like(inside)
+    assert steadiness_loss(made, left, one) == 0
+    one[0, 0, 2, 0] = True  # the border's edge pixel repeats: −0.07 against 0
+    assert steadiness_loss(made, left, one) == pytest.approx(0.07, abs=1e-6)

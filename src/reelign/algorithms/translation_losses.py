@@ -7,6 +7,8 @@ Frames are in [0,1], squared errors are means over values, logits are a discrimi
     R1            γ/2·E‖∇_r D(r)‖²                                        (Mescheder et al. 2018, eq. 9)
     recurrent     Σ_t ‖x_{t+1} − P_X(x_{1:t})‖²                             (Bansal et al. 2018, Recycle-GAN, eq. 2)
     recycle       Σ_t ‖x_{t+1} − G_X(P_Y(G_Y(x_{1:t})))‖²                   (the same, eq. 4)
+    steadiness    Σ_t E_{u ∈ M_t} |y_t(u) − y_{t−1}(u + B_t(u))|, y = G_Y(x), B_t the flow of x from frame t to t − 1
+                  and M_t where it can be trusted                           (Lai et al. 2018, eqs. 3 and 5)
 
 Sums over t are means here, so that weights do not depend on the length. The published code of RL-V2V-GAN compares
 G_Y(G_X(x)) with y in its recycle loss, a clip that is no pair of x; the definitions above are meant.
@@ -90,6 +92,24 @@ def cycle_loss(there: Map, back: Map, clips: Tensor) -> Tensor:
 def identity_loss(to_own: Map, clips: Tensor) -> Tensor:
     """E|y − G_Y(y)|: what is of the domain stays as it is (Zhu et al. 2017, section 5.2); no part of RL-V2V-GAN."""
     return (clips - to_own(clips)).abs().mean()
+
+
+def steadiness_loss(made: Tensor, flow: Tensor, trusted: Tensor) -> Tensor:
+    """How far a translation is from moving as its source, mean over trusted pixels; no part of RL-V2V-GAN.
+
+    Args:
+        made: [B,T,3,H,W], the translation.
+        flow: [B,T−1,2,H,W], of the source from each frame but the first to the one before; x and y, in pixels.
+        trusted: bool [B,T−1,H,W]. 0 where there is none.
+    """
+    before, after = pictures(made[:, :-1]), pictures(made[:, 1:])
+    height, width = made.shape[-2:]
+    rows, columns = torch.meshgrid(*(torch.arange(n, device=made.device) for n in (height, width)), indexing="ij")
+    where = torch.stack([columns, rows], -1) + pictures(flow).movedim(1, -1)
+    where = 2 * where / where.new_tensor([width - 1, height - 1]) - 1
+    moved = functional.grid_sample(before, where, padding_mode="border", align_corners=True)
+    error = (after - moved).abs().mean(1) * pictures(trusted)
+    return error.sum() / trusted.sum().clamp(min=1)
 
 
 def pictures(clips: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 r"""RL-V2V-GAN made real: clips of one domain into another, unpaired, by a GAN, next-frame prediction and an agent.
 
     G_X, G_Y, P_X, P_Y   minimise   L_g(frames) + λ_v·L_v(clips) + λ_rr·L_rr + λ_rc·L_rc − λ_q·E Q(s, μ(s))
-                                    (+ λ_cycle·L_cycle + λ_identity·L_identity)
+                                    (+ λ_cycle·L_cycle + λ_identity·L_identity + λ_steady·L_steady)
     D_X, D_Y, V_X, V_Y   minimise   the adversarial loss, with R1
     Q_X, Q_Y             minimise   E(Q(s, a) − y)²
 
@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from reelign.algorithms.translation_agent import Agent, AgentOptions
+from reelign.algorithms.translation_clips import Clips, cut, motion_of, unpaired
 from reelign.algorithms.translation_history import ClipHistory
 from reelign.algorithms.translation_losses import (
     Adversarial,
@@ -42,12 +43,14 @@ from reelign.algorithms.translation_losses import (
     r1_penalty,
     recurrent_loss,
     recycle_loss,
+    steadiness_loss,
 )
 from reelign.algorithms.translation_mdp import RewardWeights, Transitions
 from reelign.contracts import Request
-from reelign.errors import ConfigError, DataError
+from reelign.errors import ConfigError
 from reelign.generators.translation import DOMAINS, Domain, TranslationGenerator, other
 from reelign.generators.translation_layers import FrameDiscriminator, VideoDiscriminator
+from reelign.metrics.flow import SHORTEST
 from reelign.objectives import require_finite
 from reelign.optimisation import Optimisation
 
@@ -61,7 +64,7 @@ class Config(BaseModel):
             0.1 weighs absolute errors of values in [−1,1]; squared errors of values in [0,1] are a hundredth of these,
             so here λ_rr and λ_rc are 10, as in Recycle-GAN.
         lambda_q: λ_q, of the actor; published: 1, by a routine that is never called.
-        lambda_cycle, lambda_identity: of the two losses that are not of RL-V2V-GAN; 0 is off.
+        lambda_cycle, lambda_identity, lambda_steady: of the three losses that are not of RL-V2V-GAN; 0 is off.
         sigma1: σ_1, how likely a kept transition stands in for a new one.
         sigma2: σ_2, how likely an action is drawn at random; published: 0.5, unused, and 0.1 in the code.
         state_frames: p.
@@ -94,6 +97,7 @@ class Config(BaseModel):
     lambda_q: float = Field(0.1, ge=0)
     lambda_cycle: float = Field(1.0, ge=0)
     lambda_identity: float = Field(5.0, ge=0)
+    lambda_steady: float = Field(0.0, ge=0)
     sigma1: float = Field(0.5, ge=0, le=1)
     sigma2: float = Field(0.1, ge=0, le=1)
     state_frames: int = Field(3, ge=1)
@@ -132,41 +136,6 @@ class Config(BaseModel):
         return bool(getattr(self, part)) and not self.per_frame
 
 
-Clips = dict[Domain, Tensor]  # of each domain, [B,T,3,H,W]
-
-
-def unpaired(request: Request) -> Clips:
-    """Clips of each domain out of a request whose prompts are ``x`` and ``y``.
-
-    Raises:
-        DataError: no clips, a prompt that is no domain, or a domain without clips.
-    """
-    if request.source_videos is None:
-        raise DataError("video_translation learns from clips; this request has none: set 'domains'")
-    clips: Clips = {}
-    for domain in DOMAINS:
-        rows = [row for row, prompt in enumerate(request.prompts) if prompt == domain]
-        if not rows:
-            raise DataError(f"a step takes clips of both domains, x and y; there is none of {domain}")
-        clips[domain] = request.source_videos[rows]
-    if strange := set(request.prompts) - set(DOMAINS):
-        raise DataError(f"the domain of a clip is x or y; got {strange.pop()!r}")
-    if request.source_videos.shape[1] < 2:
-        raise DataError("clips to learn translation from have at least 2 frames; these have 1")
-    return clips
-
-
-def cut(clips: Tensor, frames: int | None, side: int | None, random: torch.Generator) -> Tensor:
-    """The same frames and square of all clips [B,T,3,H,W], at any place; what is not larger stays whole."""
-    count, _, height, width = clips.shape[1:]
-    sizes = (min(frames or count, count), min(side or height, height), min(side or width, width))
-    spans = []
-    for whole, part in zip((count, height, width), sizes, strict=True):
-        start = int(torch.randint(whole - part + 1, (1,), generator=random))
-        spans.append(slice(start, start + part))
-    return clips[:, spans[0], :, spans[1], spans[2]]
-
-
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Inside, gradient passes through these modules and leaves none in them."""
@@ -192,6 +161,12 @@ class VideoTranslation:
     def __init__(self, generator: TranslationGenerator, config: Config, seed: int = 0) -> None:
         if not isinstance(generator, TranslationGenerator):
             raise ConfigError("video_translation trains translators: set generator.kind to translation")
+        if config.lambda_steady and min(generator.picture_size()) < SHORTEST:
+            height, width = generator.picture_size()
+            raise ConfigError(
+                f"lambda_steady follows optical flow, which needs at least {SHORTEST} pixels a side; clips have "
+                f"{width}×{height}: set it to 0, or domains.size higher"
+            )
         self.generator = generator
         self.config = config
         self.random = torch.Generator().manual_seed(seed)
@@ -338,6 +313,8 @@ class VideoTranslation:
             terms["cycle"] = config.lambda_cycle * cycle_loss(known, to(domain), clips)
         if config.lambda_identity:
             terms["identity"] = config.lambda_identity * identity_loss(to(domain), clips)
+        if config.lambda_steady and not config.per_frame:
+            terms["steady"] = config.lambda_steady * steadiness_loss(there, *motion_of(clips))
         return terms
 
     def _explore(self, agent: Agent, clips: Clips) -> Transitions:

@@ -4,7 +4,9 @@ Up to three shapes bounce or rotate before a striped backdrop with small grey la
 
 - the backdrop is dark and its colours are mixed by a matrix, its stripes stand out more, and corners are darker still;
 - shapes keep nearly their colours (mixed by another matrix, close to the identity) and glow over what is near them;
-- lamps are lit, warm, with a glow; frames have grain, which the known answer leaves out.
+- lamps are lit, warm, with a glow.
+
+Both are filmed by cameras with grain, which a steady translation does not carry on: known answers have none.
 
 All of the night can be seen in the day, and places and hues stay: the map is near the least change, so cycles and a
 discriminator can find it. Backdrops are brighter than most shapes by day and darker by night, so no map of single
@@ -38,7 +40,7 @@ LAMP_BY_DAY, LAMP_BY_NIGHT = torch.tensor([0.45, 0.45, 0.48]), torch.tensor([1.0
 BACKDROP_MIX = torch.tensor([(0.16, -0.02, -0.04), (0.04, 0.10, -0.02), (0.02, 0.06, 0.18)])
 SHAPE_MIX = torch.tensor([(0.82, 0.12, 0.02), (0.08, 0.76, 0.12), (0.04, 0.16, 0.76)])
 GLOW, REACH = 0.2, 0.05  # of shapes: share of their colour, and distance in sides at which it falls to 1/e
-GRAIN = 0.008  # deviation of the night's noise
+GRAIN: dict[Light, float] = {"day": 0.01, "night": 0.008}  # deviation of the cameras' noise
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,12 @@ class DayNight:
             raise DataError(f"shapes of a scene move as one of {', '.join(MOTIONS)}; got {self.motion!r}")
 
     def batch(self, light: Light, count: int, generator: torch.Generator) -> Tensor:
-        """Clips of new scenes in one light, the night with its grain: float32 [count,T,3,H,W] in [0,1]."""
-        clips = self._draw(count, generator)[LIGHTS.index(light)]
-        if light == "night":
-            clips = (clips + GRAIN * torch.randn(clips.shape, generator=generator)).clamp(0, 1)
-        return clips
+        """Clips of new scenes in one light, as filmed: float32 [count,T,3,H,W] in [0,1]."""
+        return self.filmed(light, self._draw(count, generator)[LIGHTS.index(light)], generator)
+
+    def filmed(self, light: Light, clips: Tensor, generator: torch.Generator) -> Tensor:
+        """Clips in [0,1] with the grain of the camera of one light."""
+        return (clips + GRAIN[light] * torch.randn(clips.shape, generator=generator)).clamp(0, 1)
 
     def pair(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same new scenes by day and by night, without grain: twice float32 [count,T,3,H,W] in [0,1]."""

@@ -126,6 +126,13 @@ class Domains:
         )
         return x, y
 
+    def filmed(self, side: Side, clips: Tensor, generator: torch.Generator) -> Tensor:
+        """Clips of ``pair`` as a camera sees them: with grain where they are drawn, and else as they are."""
+        if self._pairs:
+            return clips
+        light, scenes = self._scenes[side]
+        return scenes.filmed(light, clips, generator)
+
     def judged_on(self) -> dict[Side, int]:
         """Of each side that is a folder, how many clips its held-out windows come from."""
         return {side: len(held_out) for side, (_, held_out) in self._files.items()}

@@ -346,8 +346,10 @@ def _sources(domains: Domains, to: Side, plan: ExamPlan) -> tuple[Tensor, Tensor
     if not domains.has_pairs:
         return domains.batch(start, plan.clips, _random(plan, start, "sources"), held_out=True), None
     most = domains.pairs_at_most
-    x, y = domains.pair(plan.clips if most is None else min(plan.clips, most), _random(plan, "x", "pairs"))
-    return (x, y) if to == "y" else (y, x)
+    random = _random(plan, "x", "pairs")
+    x, y = domains.pair(plan.clips if most is None else min(plan.clips, most), random)
+    source, truth = (x, y) if to == "y" else (y, x)
+    return domains.filmed(start, source, random), truth
 
 
 def _extractors(plan: ExamPlan, frames: int) -> tuple[dict[str, Extractor], dict[str, str]]:

@@ -1,8 +1,7 @@
 """Meters for benchmarks: bytes alive, bytes kept for the backward pass, and how often the networks ran.
 
-On a CPU the bytes are exact and the same in every run: each tensor storage is seen when an operator returns it and
-forgotten when it is freed. Scratch memory that a kernel takes and gives back within one call is not seen. On a GPU the
-allocator's own peak is used.
+On a CPU bytes alive are those of ``reelign.planning.meter``, the same in every run. On a GPU the allocator's own peak
+is used.
 """
 
 from __future__ import annotations
@@ -16,42 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages born since the start and still alive: ``now`` and ``peak``.
-
-    Storages that are older, such as weights, are never counted, nor are views of them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {_storage_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and _storage_key(leaf) not in given:
-                self._born(leaf)
-        return out
-
-    def _born(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or size == 0:
-            return
-        self._alive[key] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._died, key)
-
-    def _died(self, key: int) -> None:
-        self.now -= self._alive.pop(key, 0)
+from reelign.planning.meter import Meter
 
 
 @contextmanager
@@ -63,8 +28,8 @@ def peak_bytes(device: torch.device) -> Iterator[Callable[[], int]]:
         start = torch.cuda.memory_allocated(device)
         yield lambda: torch.cuda.max_memory_allocated(device) - start
         return
-    with LiveBytes() as live:
-        yield lambda: live.peak
+    with Meter() as meter:
+        yield lambda: meter.peak
 
 
 class SavedBytes:

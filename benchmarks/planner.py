@@ -1,8 +1,8 @@
 """The planner against what happens: predicted and counted peak bytes of an update, above the weights.
 
-Counted as in ``meters.py``: each storage from the operator that returns it until it is freed, in the second update of a
-real run, when the optimiser has its state. The predictions never see weights. Two generators: ``zoo:tiny-wan``, and a
-random transformer about ten times its size with the zoo's autoencoder and text encoder.
+Counted by the planner's meter, of real tensors: each storage from the operator that returns it until it is freed, in
+the second update of a real run, when the optimiser has its state. The predictions never see weights. Two generators:
+``zoo:tiny-wan``, and a random transformer about ten times its size with the zoo's autoencoder and text encoder.
 
 Run: ``python benchmarks/planner.py`` (minutes), ``--models tiny`` or ``--rows plain`` for a part; rows that are
 not measured again stay in the file.
@@ -19,60 +19,72 @@ from typing import Any
 
 import diffusers
 import torch
-from meters import LiveBytes
 from reward_gradient_report import environment
 from reward_gradient_setup import PROMPTS, load_model
 
+from reelign.algorithms.partial_chain import PartialChain
 from reelign.algorithms.reward_gradient import RewardGradient
 from reelign.build import build_generator, build_weighted_reward
 from reelign.config import RunConfig, parse_config
 from reelign.contracts import Request
 from reelign.planning.devices import GIB, Device
+from reelign.planning.levers import changed
+from reelign.planning.meter import Meter
 from reelign.planning.predict import predict
 
 WITHIN = 0.2
-CHECKPOINTED = {"gradient_checkpointing": True, "decode_checkpointing": True}
-# name: options of the generator, of the algorithm
-ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({}, {}),
-    "gradient checkpointing": ({"gradient_checkpointing": True}, {}),
-    "decode checkpointing": ({"decode_checkpointing": True}, {}),
-    "least memory": ({**CHECKPOINTED, "merge_adapter": False}, {"micro_batch": 1, "frames": [0]}),
-    "micro-batch 1": ({}, {"micro_batch": 1}),
-    "two gradient steps": ({}, {"k": 2}),
-    "all weights": ({"train_all": True}, {}),
-    "bfloat16": ({"dtype": "bfloat16"}, {}),
+CHECKPOINTED = {"generator.gradient_checkpointing": True, "generator.decode_checkpointing": True}
+LEAST = CHECKPOINTED | {"generator.merge_adapter": False, "reward_gradient.micro_batch": 1}
+# name: settings, as after --set
+ROWS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gradient checkpointing": {"generator.gradient_checkpointing": True},
+    "decode checkpointing": {"generator.decode_checkpointing": True},
+    "least memory": LEAST | {"reward_gradient.frames": {"choose": [0]}},
+    "micro-batch 1": {"reward_gradient.micro_batch": 1},
+    "two gradient steps": {"reward_gradient.k": 2},
+    "all weights": {"generator.train_all": True},
+    "bfloat16": {"generator.dtype": "bfloat16"},
+    "checkpointed": CHECKPOINTED,
+    "checkpointed, clips decoded in turn": CHECKPOINTED | {"generator.memory.decode_slicing": True},
+    "checkpointed, tiles of 32 pixels": CHECKPOINTED | {"generator.memory.decode_tiling": 32},
+    "parked rewards": {"training.park_rewards": True},
+    "partial chain": {"algorithm": "partial_chain", "clips": {"source": "shapes:4"}},
 }
 CPU = Device("cpu", 16 * GIB, {"half": 1.0, "float32": 1.0, "convolution": 1.0}, gpu=False)
 
 
 def configuration(folder: Path, row: str, batch: int, steps: int) -> RunConfig:
     """The run of one row."""
-    generator, settings = ROWS[row]
-    return parse_config(
+    common = parse_config(
         {
             "output": "never",
-            "generator": {"model": str(folder), "device": "cpu", **generator},
+            "generator": {"model": str(folder), "device": "cpu"},
             "prompts": {"source": PROMPTS},
             "rewards": [{"name": "clip"}],
-            "reward_gradient": {"steps": steps, "frames": [0, 4], **settings},
+            "reward_gradient": {"steps": steps, "frames": [0, 4]},
+            "partial_chain": {"steps": 2 * steps, "tau": 0.5, "frames": [0, 4]},
             "training": {"batch": batch},
             "evaluation": {"batch": 1},
         }
     )
+    return changed(common, ROWS[row])
 
 
 def count(config: RunConfig) -> int:
     """Peak bytes alive in the second update of a real run, without what was there after loading."""
     generator = build_generator(config.generator.model_dump())
-    reward = build_weighted_reward([r.model_dump() for r in config.rewards])
-    request = Request(PROMPTS[: config.training.batch])
-    with LiveBytes() as live:
-        algorithm = RewardGradient(generator, reward, config.reward_gradient, config.seed)
-        for _ in range(2):
-            live.peak = live.now
+    reward = build_weighted_reward([r.model_dump() for r in config.rewards], config.training.park_rewards)
+    partial = config.algorithm == "partial_chain"
+    size, prompts = (config.training.batch, generator.frames(), 3, *generator.picture_size()), PROMPTS
+    requests = [Request(prompts[: size[0]], source_videos=torch.rand(size) if partial else None) for _ in range(2)]
+    kind: Any = PartialChain if partial else RewardGradient
+    with Meter() as meter:
+        algorithm = kind(generator, reward, config.settings, config.seed)
+        for request in requests:  # clips of its own, which are not in the cache of latents
+            meter.forget()
             algorithm.step(request)
-    return live.peak
+    return meter.peak
 
 
 def measure(folder: Path, row: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from meters import LiveBytes, SavedBytes
+from meters import SavedBytes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from translation import environment
@@ -37,6 +37,7 @@ from reelign.algorithms.video_translation import Config, VideoTranslation
 from reelign.contracts import Request
 from reelign.generators.translation import TranslationGenerator, TranslationOptions
 from reelign.generators.translation_layers import FrameDiscriminator, FrameNetwork, VideoDiscriminator
+from reelign.planning.meter import Meter
 from reelign.video_io import replacing
 
 RESULTS = Path(__file__).parent / "results" / "translation_step.json"
@@ -91,13 +92,13 @@ def timed(step: Callable[[], Any], repeats: int) -> dict[str, Any]:
         step()
         seconds.append(time.perf_counter() - began)
         processor.append(time.process_time() - worked)
-    with LiveBytes() as live:
+    with Meter() as meter:
         step()
     return {
         "seconds": statistics.median(seconds),
         "processor_seconds": statistics.median(processor),
         "of": repeats,
-        "peak_bytes": live.peak,
+        "peak_bytes": meter.peak,
     }
 
 
@@ -146,11 +147,11 @@ def by_frames(counts: Sequence[int]) -> dict[str, Any]:
 def streamed(network: nn.Module, frames: int) -> int:
     """Peak bytes alive while a clip goes through 8 frames at a time, each piece drawn when it is needed."""
     state = None
-    with LiveBytes() as live:
+    with Meter() as meter:
         for start in range(0, frames, 8):
             clip = torch.rand(1, min(8, frames - start), 3, 64, 64)
             _, state = network(clip, state)
-    return live.peak
+    return meter.peak
 
 
 def main() -> None:

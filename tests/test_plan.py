@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +16,12 @@ from reelign.contracts import Request, RewardCard
 from reelign.errors import ConfigError, UnknownNameError
 from reelign.planning import comparison, levers
 from reelign.planning.devices import DEVICES, GIB, Device, find_device
-from reelign.planning.levers import LEVERS, advice, fit
+from reelign.planning.levers import LEVERS, fit, helpful
+from reelign.planning.meter import Meter
 from reelign.planning.predict import latest, predict, shortened
 from reelign.rewards.frames import FramePolicy
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 CPU = Device("cpu", 64 * GIB, {"half": 1.0, "float32": 1.0, "convolution": 1.0}, gpu=False)
 PROMPTS = ("a red circle moving left", "a blue square bouncing")
@@ -57,19 +54,17 @@ def run(folder, generator=None, **settings):
 
 def counted(config):
     """Peak bytes of an update above the weights, counted while it happens, and of the weights."""
-    from meters import LiveBytes
-
     torch.manual_seed(0)
     generator = build_generator(config.generator.model_dump())
-    reward = WeightedReward(build_terms([r.model_dump() for r in config.rewards]))
-    with LiveBytes() as live:
+    reward = WeightedReward(build_terms([r.model_dump() for r in config.rewards]), config.training.park_rewards)
+    with Meter() as meter:
         algorithm = RewardGradient(generator, reward, config.reward_gradient)
         for _ in range(2):  # the optimiser's state is there in the second
-            live.peak = live.now
+            meter.forget()
             algorithm.step(Request(PROMPTS))
     parts = generator.pipeline
     modules = (parts.transformer, parts.vae, parts.text_encoder)
-    return live.peak, sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))
+    return meter.peak, sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))
 
 
 @cache
@@ -152,6 +147,7 @@ def test_fit_pulls_levers_in_the_order_of_the_table(monkeypatch):
         fullest, size, batch = "backward", (81, 480, 832), 8
 
         def __init__(self, config, device):
+            self.device = device
             g, a = config.generator, config.reward_gradient
             self.peak = 100
             self.peak -= 20 * g.gradient_checkpointing + 20 * (a.micro_batch == 1) + 15 * (g.dtype == "bfloat16")
@@ -169,10 +165,10 @@ def test_fit_pulls_levers_in_the_order_of_the_table(monkeypatch):
     _, now, pulls = fit(config, 1)
     assert not now.fits
     assert [next(iter(pull.settings)) for pull in pulls][-1] == "generator.dtype"
-    keys = [lever.key for lever in LEVERS]
-    first, settings = advice(config, Now(config, 0))
-    assert first.key == keys[0]
-    assert settings == {"generator.gradient_checkpointing": True}
+    _, _, first = next(helpful(config, Now(config, 0)))
+    assert first.settings == {"generator.gradient_checkpointing": True}
+    assert LEVERS[0].key == "generator.gradient_checkpointing"
+    assert (first.before, first.after) == (100, 80)
 
 
 def test_devices_are_found_by_name_and_size():

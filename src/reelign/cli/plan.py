@@ -26,8 +26,8 @@ def plan(
     """Predict the peak memory and the time of a step; nothing is loaded. Exit code 1 where the run does not fit."""
     from reelign.config import load_config
     from reelign.planning.devices import find_device
-    from reelign.planning.levers import advice
     from reelign.planning.levers import fit as make_fit
+    from reelign.planning.levers import helpful
     from reelign.planning.predict import predict
 
     config, place = load_config(run, set_ or []), find_device(device)
@@ -38,18 +38,17 @@ def plan(
         now = predict(config, place)
     show(now)
     for pull in pulls:
-        console.print(f"{gib(pull.before)} → {gib(pull.after)}  {flags(pull.settings)}  [dim]{pull.price}[/]")
+        console.print(told(pull))
     if pulls:
         joined = {key: value for pull in pulls for key, value in pull.settings.items()}
         console.print(f"[bold]reelign train {run} {' '.join(f'--set {s}' for s in set_ or [])} {flags(joined)}[/]")
     if now.fits:
         return
-    found = advice(config, now)
-    if fit or found is None:
+    first = None if fit else next(helpful(config, now), None)
+    if first is None:
         console.print("no lever is left: choose a smaller model, or a larger device")
     else:
-        lever, settings = found
-        console.print(f"first lever to pull: [bold]{flags(settings)}[/] ({lever.price}); all at once: --fit")
+        console.print(f"first lever to pull: {told(first[2])}; all at once: --fit")
     raise typer.Exit(DOES_NOT_FIT)
 
 
@@ -67,6 +66,11 @@ def show(now: Prediction) -> None:
     verdict = "[green]fits[/]" if now.fits else "[red]does not fit[/]"
     time = "" if now.seconds is None else f"; {now.seconds:.3g} s a step at {now.device.efficiency:.0%} of its speed"
     console.print(f"predicted: {needed} of {there} on {now.device.name}: {verdict}{time}")
+
+
+def told(pull: Pull) -> str:
+    """What a lever does to the peak, how it is typed, and what it costs."""
+    return f"{gib(pull.before)} → {gib(pull.after)}  [bold]{flags(pull.settings)}[/]  [dim]{pull.price}[/]"
 
 
 def gib(size: int) -> str:

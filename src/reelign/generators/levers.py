@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from reelign.errors import ConfigError
 from reelign.optimisation import bitsandbytes
+from reelign.zoo.skeletons import RoundedLinear, hollow
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # they hold nearly all weights, and are only ever called
 
@@ -87,7 +88,7 @@ def quantise(network: nn.Module, kind: Literal["none", "int8", "nf4"]) -> None:
     """
     if kind == "none":
         return
-    library = bitsandbytes(f"memory.quantise: {kind}")
+    library = None if hollow() else bitsandbytes(f"memory.quantise: {kind}")
     blocks = [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
     for parent in {id(m): m for block in blocks for m in block.modules()}.values():
         for name, layer in list(parent.named_children()):
@@ -95,7 +96,9 @@ def quantise(network: nn.Module, kind: Literal["none", "int8", "nf4"]) -> None:
                 setattr(parent, name, _quantised(library, layer, kind))
 
 
-def _quantised(library: Any, layer: nn.Linear, kind: str) -> nn.Module:
+def _quantised(library: Any, layer: nn.Linear, kind: Literal["int8", "nf4"]) -> nn.Module:
+    if library is None:
+        return RoundedLinear(layer, kind)
     shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
     if kind == "nf4":
         new = library.nn.Linear4bit(*shape, bias=biased, compute_dtype=layer.weight.dtype, quant_type="nf4")
@@ -131,7 +134,11 @@ class _Offloaded:
         layer.register_forward_hook(self._leave, always_call=True)
 
     def _load(self, layer: nn.Module, inputs: Any) -> None:
-        loaded: Any = {name: value.to(self.device, non_blocking=True) for name, value in self.kept.items()}
+        loaded: Any = {
+            # Without weights there is no device to copy to, and what would be copied there counts.
+            name: value.to(self.device, non_blocking=True, copy=hollow())
+            for name, value in self.kept.items()
+        }
         layer._parameters.update(loaded)
 
     def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> None:

@@ -36,6 +36,7 @@ from reelign.generators.opensora_network import STDiT3
 from reelign.generators.opensora_vae import PIECE, SPATIAL_RATIO, OpenSoraVAE, latent_frames, load_opensora_vae
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
+from reelign.zoo.skeletons import open_component
 
 NATIVE = Native(frames=51, height=276, width=368, fps=24.0, steps=30, guidance_scale=7.0)
 PICTURE_FPS = 120.0  # what a clip of one frame is called
@@ -192,7 +193,7 @@ def _load_text(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """T5's encoder and its tokenizer; transformers may make one without words of a folder that has none."""
     source = resolve_model(name)
     try:
-        encoder = T5EncoderModel.from_pretrained(source, dtype=dtype)
+        encoder = open_component(T5EncoderModel, source, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

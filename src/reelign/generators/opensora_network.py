@@ -29,6 +29,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from reelign.errors import ModelError
 from reelign.generators.family import recomputed
 from reelign.zoo.published import WEIGHT_FILES, fill, find_folder, read_folder
+from reelign.zoo.skeletons import fake_network, hollow
 
 FREQUENCIES = 256  # sinusoids of a time or a frame rate
 FIXED = {"qk_norm": True, "pred_sigma": True, "skip_y_embedder": False}  # what all published networks are
@@ -307,12 +308,16 @@ class STDiT3(nn.Module):
         Raises:
             ModelError: there is none, or it does not fit.
         """
-        file = find_folder(str(source), WEIGHT_FILES) / "config.json"
+        file = find_folder(str(source), ("config.json",) if hollow() else WEIGHT_FILES) / "config.json"
         if not file.is_file():
             raise ModelError(f"an STDiT3 has a config.json beside its weights; there is no {file}")
+        config = STDiT3Config.from_published(json.loads(file.read_text(encoding="utf-8")))
+        if hollow():
+            hollow_network: STDiT3 = fake_network(lambda: cls(config), dtype)
+            return hollow_network
         weights = read_folder(str(source))
         with torch.device("meta"):
-            network = cls(STDiT3Config.from_published(json.loads(file.read_text(encoding="utf-8"))))
+            network = cls(config)
         network.to_empty(device="cpu")
         fill(network, weights, str(source))
         rates = network.rope.freqs

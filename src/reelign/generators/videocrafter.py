@@ -27,14 +27,7 @@ from reelign.errors import ConfigError, DataError, ModelError
 from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, recomputed
 from reelign.generators.family_generator import FamilyGenerator
 from reelign.generators.lora import AdapterLayout, LoraOptions
-from reelign.generators.videocrafter_checkpoint import (
-    LATENT_SCALE,
-    build_text_encoder,
-    build_unet,
-    build_vae,
-    noise_path,
-    read_checkpoint,
-)
+from reelign.generators.videocrafter_checkpoint import LATENT_SCALE, load_parts, noise_path
 from reelign.zoo.models import resolve_model
 from reelign.zoo.published import find_file
 
@@ -142,16 +135,9 @@ def load_videocrafter(**options: Any) -> FamilyGenerator:
     chosen = VideoCrafterOptions(**options)
     if chosen.adapter is not None and not Path(chosen.adapter).exists():
         chosen = chosen.model_copy(update={"adapter": str(find_file(chosen.adapter))})
-    weights = read_checkpoint(chosen.model)  # each part leaves it as it is built: the whole takes 7 GB
     # What is trained whole keeps full precision.
-    dtype = torch.float32 if chosen.train_all else getattr(torch, chosen.dtype)
-    text = build_text_encoder(weights.pop("text"))
-    parts = {
-        "unet": build_unet(weights.pop("unet"), chosen.model, dtype),
-        "vae": build_vae(weights.pop("vae"), chosen.model),
-        "text": text,
-        "tokenizer": _load_tokenizer(chosen.tokenizer, text.config.vocab_size),
-    }
+    parts = load_parts(chosen.model, torch.float32 if chosen.train_all else getattr(torch, chosen.dtype))
+    parts["tokenizer"] = _load_tokenizer(chosen.tokenizer, parts["text"].config.vocab_size)
     return FamilyGenerator(VideoCrafter(parts, chosen), chosen)
 
 

@@ -32,7 +32,7 @@ class Device:
 
     name: str
     memory: int
-    tflops: dict[str, float] = field(default_factory=dict)
+    tflops: dict[str, float] = field(default_factory=dict, hash=False)
     gpu: bool = True
     efficiency: float = EFFICIENCY
 

@@ -6,6 +6,7 @@ one call is not seen; libraries' own workspaces neither.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from reelign.zoo.skeletons import answer
+from reelign.zoo.skeletons import answer, current_fake, hollow
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
+LARGE = 1 << 28  # numbers; a real tensor of so many, such as a mask of attention over a clip, is made fake
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> int:
@@ -59,25 +61,37 @@ class Meter(TorchDispatchMode):
         self._held = False
 
     @contextmanager
-    def during(self, phase: str, hold: bool = False) -> Iterator[None]:
-        """Inside, all belongs to ``phase``; ``hold`` keeps it from what is inside."""
+    def during(self, phase: str, hold: bool = False, guest: int = 0) -> Iterator[None]:
+        """Inside, all belongs to ``phase``; ``hold`` keeps it from what is inside; ``guest`` bytes more are there."""
         before, held = self.phase, self._held
         self.phase = before if held else phase
         self._held = held or hold
+        self.now += guest
         try:
             yield
         finally:
             self.phase, self._held = before, held
+            self.now -= guest
 
-    def label(self, owner: Any, name: str, phase: Callable[[], str]) -> None:
-        """From now on, what this method of one object does belongs to the phase that ``phase`` tells."""
+    def label(self, owner: Any, name: str, phase: Callable[[], str], guest: Callable[..., int] | None = None) -> None:
+        """From now on, what this method of one object does belongs to the phase that ``phase`` tells.
+
+        Args:
+            guest: from the method's arguments, bytes that are there while it works; all it does is then its own, a
+                backward pass of its own too.
+        """
         method = getattr(owner, name)
 
         def labelled(*args: Any, **kwargs: Any) -> Any:
-            with self.during(phase()):
+            with self.during(phase(), guest is not None, guest(*args, **kwargs) if guest else 0):
                 return method(*args, **kwargs)
 
         setattr(owner, name, labelled)
+
+    @property
+    def peak(self) -> int:
+        """The largest number of bytes alive in any phase."""
+        return max(self.peaks.values(), default=0)
 
     def forget(self) -> None:
         """Begin peaks and arithmetic anew; what is alive stays."""
@@ -88,8 +102,9 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return answer(args[0])
-        out = func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        out = _faked(func, args, kwargs) if _may_be_large(given) else None
+        out = func(*args, **kwargs) if out is None else out
         known = {leaf.untyped_storage()._cdata for leaf in given}
         phase = "backward" if torch._C._current_graph_task_id() != -1 and not self._held else self.phase
         for leaf in tree_leaves(out):
@@ -114,3 +129,18 @@ class Meter(TorchDispatchMode):
 
     def _died(self, key: int) -> None:
         self.now -= self._alive.pop(key, 0)
+
+
+def _may_be_large(given: list[Tensor]) -> bool:
+    """Whether real tensors, in a prediction, may make a ``LARGE`` one."""
+    real = hollow() and not any(isinstance(tensor, FakeTensor) for tensor in given)
+    return real and math.prod(tensor.numel() for tensor in given) > LARGE
+
+
+def _faked(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result without its values where it is ``LARGE``, else None."""
+    fake = current_fake()
+    args, kwargs = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
+    with fake:
+        out = func(*args, **kwargs)
+    return out if isinstance(out, Tensor) and out.numel() > LARGE else None

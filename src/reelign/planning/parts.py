@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from reelign.rewards.parking import networks_of
 from reelign.rewards.weighted import WeightedReward
 
 
@@ -29,27 +31,36 @@ def _autoencoders(generator: Any) -> list[nn.Module]:
     return [generator.vae, generator.text_encoder] if hasattr(generator, "unet") else [generator.pipeline.vae]
 
 
-def weights_of(generator: Any, reward: WeightedReward, gpu: bool) -> tuple[dict[str, int], int]:
-    """Bytes on the device all the time, by part, and of encoders that a GPU holds only while they work."""
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of weights on a device.
+
+    Args:
+        resting: all the time, by part.
+        encoders: while texts and pictures are encoded.
+        rewards: while it scores, by name of the reward; empty where all of them rest.
+    """
+
+    resting: dict[str, int]
+    encoders: int
+    rewards: dict[str, int]
+
+
+def weights_of(generator: Any, reward: WeightedReward, gpu: bool) -> Weights:
+    """Where weights are; what is parked in main memory is on the device of a run without a GPU, which has no other."""
     trained = {id(p) for p in generator.trainable().values()}
     denoisers = [t for network in networks(generator) for t in _tensors([network])]
     parts = {
         "networks": _bytes(t for t in denoisers if id(t) not in trained),
         "trained": _bytes(t for t in denoisers if id(t) in trained),
         "autoencoder": _bytes(_tensors(_autoencoders(generator))),
-        "rewards": _bytes(_tensors([m for term in reward.terms for m in _modules(term.reward)])),
     }
     encoders = _bytes(_tensors(_encoders(generator)))
-    return (parts, encoders) if gpu else (parts | {"encoders": encoders}, 0)
-
-
-def _modules(owner: Any, depth: int = 3) -> list[nn.Module]:
-    """Networks that an object holds, however deep in objects of its own."""
-    if isinstance(owner, nn.Module):
-        return [owner]
-    if not depth or not hasattr(owner, "__dict__"):
-        return []
-    return [module for value in vars(owner).values() for module in _modules(value, depth - 1)]
+    rewards = {term.name: _bytes(_tensors(networks_of(term.reward))) for term in reward.terms}
+    if gpu and reward.park:
+        return Weights(parts, encoders, rewards)
+    parts["rewards"] = _bytes(_tensors([m for term in reward.terms for m in networks_of(term.reward)]))
+    return Weights(parts, encoders, {}) if gpu else Weights(parts | {"encoders": encoders}, 0, {})
 
 
 def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reelign.algorithms.partial_chain import Config as PartialChainConfig
 from reelign.algorithms.partial_chain import PartialChain
@@ -32,6 +31,7 @@ from reelign.errors import ConfigError
 from reelign.planning.devices import Device
 from reelign.planning.meter import Meter
 from reelign.planning.parts import networks, weights_of
+from reelign.planning.stand_ins import AdamW8bit, Uncounted
 from reelign.rewards.frames import FramePolicy, segment_bounds
 from reelign.rewards.weighted import WeightedReward
 from reelign.sampling import generate
@@ -102,14 +102,14 @@ def predict(config: RunConfig, device: Device) -> Prediction:
     if config.algorithm not in PLANNED:
         raise ConfigError(f"plan knows {' and '.join(PLANNED)}; this run is {config.algorithm}: try it with few steps")
     with without_weights() as fake:
-        here = {"device": "cpu", "adapter": None, "compile": False}
-        options = config.generator.model_dump()
-        generator = build_generator(options | {key: value for key, value in here.items() if key in options})
+        generator = _generator(config, device)
         for network in networks(generator):
             settle(network, fake)
         reward, notes = _rewards(config)
-        weights, parked = weights_of(generator, reward, device.gpu)
-        meter = Meter(sum(weights.values()), {"texts": parked})
+        weights = weights_of(generator, reward, device.gpu)
+        meter = Meter(sum(weights.resting.values()), {"texts": weights.encoders})
+        if reward.park:
+            meter.label(reward, "score", lambda: "reward", lambda term, batch: weights.rewards.get(term.name, 0))
         try:
             with meter:
                 training = _train(config, generator, reward, meter, device)
@@ -120,7 +120,20 @@ def predict(config: RunConfig, device: Device) -> Prediction:
             raise ConfigError(f"this run cannot be planned from shapes alone: {why}: try it with few steps") from error
     size = (generator.frames(), *generator.picture_size())
     phases = {name: meter.peaks[name] for name in meter.peaks if name != "rest"}
-    return Prediction(device, weights, phases, training, size, config.training.batch, notes)
+    return Prediction(device, weights.resting, phases, training, size, config.training.batch, notes)
+
+
+def _generator(config: RunConfig, device: Device) -> Any:
+    here = {"device": "cpu", "adapter": None, "compile": False}
+    options = config.generator.model_dump()
+    if options.get("clips", 1) > 1:
+        raise ConfigError(
+            f"plan knows single clips; this run has generator.clips {options['clips']}, each of which begins with a "
+            "picture of the one before: plan it with clips 1, which says what one of them needs"
+        )
+    if not device.gpu and "memory" in options:  # main memory is all there is
+        options["memory"]["offload"] = False
+    return build_generator(options | {key: value for key, value in here.items() if key in options})
 
 
 def shortened(config: Config, batch: int) -> tuple[Config, int, dict[str, float]]:
@@ -160,10 +173,13 @@ def _train(
     settings = config.settings
     assert isinstance(settings, Config)
     short, count, times = shortened(settings, config.training.batch)
-    short = short.model_copy(update={"frames": latest(short.frames, generator.frames())})
+    changes = {"frames": latest(short.frames, generator.frames()), "optimiser": "adamw"}
+    short = short.model_copy(update=changes)
     kind: Any = PartialChain if isinstance(short, PartialChainConfig) else RewardGradient
     algorithm: Any = kind(generator, reward, short, config.seed)
     inner: RewardGradient = algorithm.update if isinstance(algorithm, PartialChain) else algorithm
+    if settings.optimiser == "adamw8bit":
+        inner.optimisation.optimiser = AdamW8bit(inner.parameters.values(), settings.lr)
     for group in inner.optimisation.optimiser.param_groups:
         group["foreach"] = device.gpu  # what AdamW does of itself on a GPU
     for parameter in inner.parameters.values():
@@ -224,18 +240,6 @@ def _takes_image(generator: Any) -> bool:
     return hasattr(generator, "family") and generator.family.takes_image
 
 
-class Uncounted:
-    """Stands for a reward whose weights are not in a layout that can be read without them: the mean of the pixels."""
-
-    def __init__(self, card: Any) -> None:
-        self.card = card
-
-    def __call__(self, batch: Any) -> Tensor:
-        """Scores [B], with gradient."""
-        mean: Tensor = batch.video.mean((1, 2, 3, 4))
-        return mean
-
-
 def _rewards(config: RunConfig) -> tuple[WeightedReward, tuple[str, ...]]:
     """The run's rewards, not held to their cards, which only weights can keep; and which are not counted."""
     notes: list[str] = []
@@ -244,4 +248,5 @@ def _rewards(config: RunConfig) -> tuple[WeightedReward, tuple[str, ...]]:
         notes.append(f"reward {name} is not counted: {why}")
         return Uncounted(resolve("reward", name).card)
 
-    return WeightedReward(build_terms([r.model_dump() for r in config.rewards], stand_in)), tuple(notes)
+    terms = build_terms([r.model_dump() for r in config.rewards], stand_in)
+    return WeightedReward(terms, config.training.park_rewards), tuple(notes)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reelign.errors import ModelError
 from reelign.zoo.models import resolve_model
-from reelign.zoo.skeletons import hollow
+from reelign.zoo.skeletons import current_fake, fake_zeros, hollow, settle
 
 WEIGHT_FILES = ("*.json", "*.safetensors")
 
@@ -92,8 +92,21 @@ def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() if float32 else value for name, value in content.items()}
 
 
+def read_shapes(file: Path) -> dict[str, Tensor]:
+    """Names and shapes of a weight file that is here, as tensors without memory; inside ``without_weights`` only."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            return {name: fake_zeros(*opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    with current_fake():
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = content.get("state_dict", content)
+    return weights
+
+
 def read_folder(name: str) -> dict[str, Tensor]:
     """As ``read_weights``, as stored, of every safetensors file of a folder or of ``owner/name`` on the hub.
+
+    Inside ``without_weights`` names and shapes, as ``read_shapes``.
 
     Raises:
         ModelError: there is none.
@@ -102,7 +115,8 @@ def read_folder(name: str) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"weights are in .safetensors files; there is none in {folder}")
-    return {key: value for file in files for key, value in read_weights(str(file), float32=False).items()}
+    read = read_shapes if hollow() else lambda file: read_weights(str(file), float32=False)
+    return {key: value for file in files for key, value in read(file).items()}
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: tuple[str, ...] = ()) -> None:
@@ -123,7 +137,10 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str, ignore: t
         found = (("lacks", missing), ("has no place for", left), ("has other shapes for", odd))
         said = "; ".join(f"{verb} {len(names)} ({', '.join(names[:2])}, …)" for verb, names in found if names)
         raise ModelError(f"{source} does not fit {type(model).__name__}: it {said}")
-    model.load_state_dict(dict(weights))
+    if hollow():
+        settle(model, current_fake())
+    else:
+        model.load_state_dict(dict(weights))
     model.eval().requires_grad_(False)
 
 

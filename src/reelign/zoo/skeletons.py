@@ -4,20 +4,22 @@ Inside ``without_weights`` the package's loaders build from ``config.json`` file
 are PyTorch's fake tensors: they go through real code, autograd and optimisers included, and only shapes are computed.
 Fake and real tensors mix. Tokenizers, schedulers and image processors are the checkpoint's own, and real.
 
-Left out: weights in files of other layouts (heads of rewards), whose loaders do not come here.
+Where sizes stand in no config but in the weights themselves, a file's names and shapes are read, and a model that is
+not here is taken to be the published one. Left out: the heads of rewards, whose loaders do not come here.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _fake: ContextVar[FakeTensorMode | None] = ContextVar("fake", default=None)
@@ -61,11 +63,16 @@ def open_component(kind: Any, place: str, subfolder: str = "", **options: Any) -
     if fake is None or not issubclass(kind, nn.Module):
         return kind.from_pretrained(place, subfolder=subfolder, **options)
     dtype = options.get("dtype", options.get("torch_dtype", torch.float32))
+    if hasattr(kind, "load_config"):  # of diffusers
+        return fake_network(lambda: kind.from_config(kind.load_config(place, subfolder=subfolder)), dtype)
+    return fake_network(lambda: kind(kind.config_class.from_pretrained(place, subfolder=subfolder)), dtype)
+
+
+def fake_network(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> Any:
+    """What ``make`` builds, of fake tensors, weights in ``dtype``; for use inside ``without_weights``."""
+    fake = current_fake()
     with fake, Answers():  # type: ignore[no-untyped-call]
-        if hasattr(kind, "load_config"):  # of diffusers
-            network = kind.from_config(kind.load_config(place, subfolder=subfolder))
-        else:
-            network = kind(kind.config_class.from_pretrained(place, subfolder=subfolder))
+        network = make()
     return settle(network, fake, dtype)
 
 
@@ -89,10 +96,15 @@ def open_pipeline(kind: Any, place: str, dtypes: Mapping[str, torch.dtype]) -> A
 
 def fake_zeros(*shape: int) -> Tensor:
     """Zeros of a shape, without memory; for use inside ``without_weights``."""
+    with current_fake():
+        return torch.zeros(shape)
+
+
+def current_fake() -> FakeTensorMode:
+    """The mode of fake tensors; for use inside ``without_weights``."""
     fake = _fake.get()
     assert fake is not None
-    with fake:
-        return torch.zeros(shape)
+    return fake
 
 
 def settle(network: nn.Module, fake: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
@@ -115,3 +127,43 @@ def settle(network: nn.Module, fake: FakeTensorMode, dtype: torch.dtype | None =
             done[id(module._parameters[name])] = done[id(weight)]
     vars(network)["to"] = lambda *args, **kwargs: network
     return network
+
+
+class RoundedLinear(nn.Linear):
+    """A frozen linear layer of as many bytes as bitsandbytes' of 8 or 4 bits, at rest and at work; inside
+    ``without_weights``.
+
+    ``int8`` has a number of 4 bytes a row. ``nf4`` has a byte for each 64 weights and a number for each 64·256. Both
+    have their weights in full for as long as the layer works, forwards and backwards; ``int8`` keeps its input.
+    """
+
+    def __init__(self, layer: nn.Linear, kind: Literal["int8", "nf4"]) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.kind, self.dtype, size = kind, layer.weight.dtype, layer.weight.numel()
+        stored = size + 4 * layer.out_features if kind == "int8" else size // 2 + size // 64 + size // 64 // 64
+        with current_fake():
+            self.weight = nn.Parameter(torch.zeros(stored, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the input's precision, [...,out] of x [...,in]."""
+        out: Tensor = _RoundedProduct.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _RoundedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: RoundedLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(*([x] if layer.kind == "int8" else []))
+        with torch.autocast("cpu", enabled=False):
+            inside = x.to(torch.int8).to(layer.dtype) if layer.kind == "int8" else x.to(layer.dtype)
+            full = inside.new_empty(layer.out_features, layer.in_features)
+            bias = None if layer.bias is None else layer.bias.to(layer.dtype)
+            return linear(inside, full, bias).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layer, gradient = ctx.layer, gradients[0]
+        full = gradient.new_empty(layer.out_features, layer.in_features)
+        return gradient @ full, None

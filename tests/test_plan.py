@@ -114,11 +114,6 @@ def test_checkpointing_lowers_the_peak_of_training(random_wan_folder, lever):
     ), "what is recomputed is counted"
 
 
-def test_fewer_frames_and_smaller_micro_batches_lower_the_peak_of_training(random_wan_folder):
-    assert plan(random_wan_folder, frames=[0]).above < plan(random_wan_folder).above
-    assert plan(random_wan_folder, micro_batch=1).above < plan(random_wan_folder).above
-
-
 def test_merging_costs_a_copy_of_the_adapted_weights_and_the_chain_no_memory(random_wan_folder):
     merged = plan(random_wan_folder)
     apart = plan(random_wan_folder, {"merge_adapter": False})

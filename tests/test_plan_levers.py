@@ -68,10 +68,11 @@ def pictures(tmp_path_factory):
 
 
 CHECKPOINTED = {"generator.gradient_checkpointing": True, "generator.decode_checkpointing": True}
+APART = {"generator.merge_adapter": False}  # or the copy of the weights would be the peak
 TWO_REWARDS = [{"name": f"{__name__}:Wide"}, {"name": f"{__name__}:Wider"}]
 # What the run of a lever has beside what is common, where the lever would do nothing without.
 BEFORE = {
-    "generator.memory.decode_slicing": CHECKPOINTED,
+    "generator.memory.decode_slicing": CHECKPOINTED | APART,
     "generator.memory.offload": CHECKPOINTED,
     "evaluation.batch": {"evaluation.batch": 2},
     "training.park_rewards": {"rewards": TWO_REWARDS},
@@ -105,7 +106,6 @@ def test_each_lever_lowers_the_peak_of_what_it_helps(lever, folder, pictures):
     assert max(then.phases[phase] for phase in helped) < max(first.phases[phase] for phase in helped)
 
 
-APART = {"generator.merge_adapter": False}  # or the copy of the weights would be the peak
 # Settings without and with a lever
 SAVED = {
     "decode slicing": (CHECKPOINTED | APART, {"generator.memory.decode_slicing": True}),

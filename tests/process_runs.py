@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from reelign.config import parse_config
 from reelign.contracts import RewardCard
@@ -15,6 +18,7 @@ from reelign.distributed import average_gradients, gather, processes, rank, requ
 from reelign.errors import ClipError, ContractError, DataError
 from reelign.loop import Run
 from reelign.optimisation import Optimisation
+from reelign.sharding import whole
 
 
 class Deaf:
@@ -54,11 +58,54 @@ class Numbered:
         return torch.full((1, 3, 1, 1), number / 16)
 
 
-def join(number: int, count: int, port: int, work, folder: Path) -> None:
+RANK2 = {"rank": 2}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
+def settings(folder, output, steps=4, **more):
+    """A run whose updates draw everything that can be drawn, in micro-batches that two processes cut differently."""
+    return {
+        "output": str(output),
+        "generator": {"model": str(folder), "height": 32, "width": 32, "frames": 5, "device": "cpu", "lora": RANK2},
+        "prompts": {"source": [f"a {c} shape" for c in "abcdefghij"], "held_out": 3},
+        "rewards": [
+            {"name": "brightness_range", "normalise": True},
+            {"name": "temporal_smoothness", "keep_within": 0.01},
+        ],
+        "reward_gradient": {
+            "steps": 2, "guidance_scale": 2.0, "lr": 1e-3, "mode": "random", "eta": 0.5, "micro_batch": 3,
+            "frames": {"choose": "segments", "segments": 3}, "kl_weight": 0.1, "average": 0.5,
+        },
+        "training": {"steps": steps, "batch": 4, "checkpoint_every": 2, "keep": 0},
+        "evaluation": {"save_clips": 2, "batch": 2},
+        "guard": {"action": "warn", "every": 4, "prompts": 3, "seeds": 2},
+        **more,
+    }  # fmt: skip
+
+
+def launch(folder: Path, count: int, in_parts: bool = False, **work):
+    """Do work, named functions and their options, in a number of processes; returns what each found."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["reelign.loop", "diffusers", "process_runs"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [(number, count, port, work, folder, in_parts) for number in range(count)]
+    started = [context.Process(target=join, args=place, daemon=True) for place in places]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{count}_{number}.pt") for number in range(count)]
+
+
+def join(number: int, count: int, port: int, work, folder: Path, in_parts: bool) -> None:
     """One of ``count`` processes, which does all of ``work`` and leaves what it returns in ``folder``."""
     torch.set_num_threads(1)
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    os.environ.update(FSDP2 if in_parts else {})
     with processes():
         found = {name: do(**options) for name, (do, options) in work.items()}
     torch.save(found, folder / f"{count}_{number}.pt")
@@ -68,7 +115,22 @@ def train(config, resume=False):
     """A run from beginning to end; its trained weights in this process, and which clips it was asked for."""
     run = Run(parse_config(config), resume)
     assert run.train(Deaf())
-    return {name: p.detach().clone() for name, p in run.generator.trainable().items()}
+    return {name: whole(p.detach()).clone() for name, p in run.generator.trainable().items()}
+
+
+def held(config):
+    """As ``train``; then the bytes of the network's weights that lie in this process, and of all of them."""
+    run = Run(parse_config(config))
+    assert run.train(Deaf())
+    weights = list(run.generator.experts()[0].parameters())
+    here = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
+    moments = [m for of_one in run.algorithm.optimisation.optimiser.state.values() for m in of_one.values()]
+    moments = [m.to_local() if isinstance(m, DTensor) else m for m in moments]
+    return {"here": stored(here), "all": sum(p.numel() * p.element_size() for p in weights), "moments": stored(moments)}
+
+
+def stored(tensors):
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def draw_clips(count=4, times=6):

@@ -6,11 +6,10 @@ Processes are forked from a server that has imported everything once, because on
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from process_runs import draw_clips, gradients, spread_squares, train
+from process_runs import draw_clips, gradients, settings, spread_squares, train
 
 from reelign import checkpoint
 from reelign.config import parse_config
@@ -31,29 +30,7 @@ pytestmark = [
     ),
     pytest.mark.timeout(900),  # seven processes import everything; on a busy machine that takes its time
 ]
-RANK2 = {"rank": 2}
 CLOSE = {"rtol": 0, "atol": 1e-6}
-
-
-def settings(folder, output, steps=4, **more):
-    """A run whose updates draw everything that can be drawn, in micro-batches that two processes cut differently."""
-    return {
-        "output": str(output),
-        "generator": {"model": str(folder), "height": 32, "width": 32, "frames": 5, "device": "cpu", "lora": RANK2},
-        "prompts": {"source": [f"a {c} shape" for c in "abcdefghij"], "held_out": 3},
-        "rewards": [
-            {"name": "brightness_range", "normalise": True},
-            {"name": "temporal_smoothness", "keep_within": 0.01},
-        ],
-        "reward_gradient": {
-            "steps": 2, "guidance_scale": 2.0, "lr": 1e-3, "mode": "random", "eta": 0.5, "micro_batch": 3,
-            "frames": {"choose": "segments", "segments": 3}, "kl_weight": 0.1, "average": 0.5,
-        },
-        "training": {"steps": steps, "batch": 4, "checkpoint_every": 2, "keep": 0},
-        "evaluation": {"save_clips": 2, "batch": 2},
-        "guard": {"action": "warn", "every": 4, "prompts": 3, "seeds": 2},
-        **more,
-    }  # fmt: skip
 
 
 def from_clips(folder, output):
@@ -74,25 +51,8 @@ def self_forced(folder, output):
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """Does work, named functions and their options, in a number of processes; returns what each found."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reelign.loop", "diffusers", "process_runs"])
-    folder = tmp_path_factory.mktemp("found")
-
-    def start(count, **work):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        places = [(number, count, port, work, folder) for number in range(count)]
-        started = [context.Process(target=process_runs.join, args=place, daemon=True) for place in places]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join()
-            assert process.exitcode == 0
-        return [torch.load(folder / f"{count}_{number}.pt") for number in range(count)]
-
-    return start
+    """Does work in a number of processes; see ``process_runs.launch``."""
+    return partial(process_runs.launch, tmp_path_factory.mktemp("found"))
 
 
 @pytest.fixture(scope="module")

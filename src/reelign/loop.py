@@ -30,7 +30,7 @@ from reelign.datasets.clips import ClipOrder
 from reelign.datasets.domain_order import DomainOrder
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.datasets.translation import DomainOptions, Domains
-from reelign.distributed import Tracker, count, from_first, largest, leads, mean
+from reelign.distributed import Tracker, count, from_first, largest, leads, mean, passes_together
 from reelign.errors import DataError, NonFiniteError, ProcessError, RunFolderError
 from reelign.evaluation import Examiner, TranslationExaminer
 from reelign.generators.translation import TranslationOptions
@@ -209,12 +209,12 @@ class Run:
         finished = self.step >= self.config.training.steps or self._hacked is not None
         if finished and self._unjudged():
             self._evaluate(listener)
-        if not finished and leads() and checkpoint.torn(self.folder.checkpoint(self.step)):
+        if not finished and from_first(lambda: checkpoint.torn(self.folder.checkpoint(self.step))):
             self._save()
         self._seconds = time.monotonic() - began
         stopped = signal.Signals(self._stop_signal).name if self._stop_signal else self._hacked
         self._write_status(finished, stopped)
-        if leads():
+        if count() == 1:  # what is predicted is one process
             compare(self.config, self.generator.device, self.folder)
         self.tracker.close()
         return finished
@@ -231,7 +231,8 @@ class Run:
 
     def _one_step(self) -> dict[str, float]:
         try:
-            return self.algorithm.step(self.order.request(self.config.training.batch, self.rows))
+            with passes_together():
+                return self.algorithm.step(self.order.request(self.config.training.batch, self.rows))
         except ProcessError as error:
             self._write_status(False, str(error))
             raise
@@ -298,8 +299,6 @@ class Run:
             self.generator.save(str(folder / "adapter"))
 
     def _save(self) -> None:
-        if not self.folder.writes:
-            return
         parts = {
             "step": self.step,
             "seconds": self._seconds,
@@ -309,7 +308,9 @@ class Run:
             "guard": self.guard and self.guard.state(),
             "hacked": self._hacked,
         }
-        checkpoint.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
+        self.folder.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
+        if not self.folder.writes:
+            return
         if self.guard:
             self.guard.tidy()
         keep = self.config.training.keep

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.catalogue import resolve
 from reelign.config import RunConfig
 from reelign.contracts import Algorithm
 from reelign.datasets.clips import ClipOrder
 from reelign.datasets.drawn_clips import open_clips
 from reelign.datasets.prompts import PromptOrder, PromptSplit
-from reelign.distributed import count, share
+from reelign.distributed import count, shards, share
 from reelign.errors import ConfigError, DataError
 from reelign.rewards.weighted import WeightedReward
 
@@ -36,14 +37,32 @@ def my_rows(config: RunConfig) -> slice:
     """Which rows of every update are this process's; all of them in a single process.
 
     Raises:
-        ConfigError: the algorithm runs in one process alone, or the batch cannot be shared alike.
+        ConfigError: the algorithm runs in one process alone, or the batch cannot be shared alike; or networks are kept
+            in parts, and processes would make passes of their own.
     """
     if count() > 1 and config.algorithm in ALONE:
         raise ConfigError(
             f"{config.algorithm} runs in one process, because it is shown past clips again, which processes would not "
             f"share; this run has {count()}: start it without a launcher"
         )
-    return share(config.training.batch)
+    rows = share(config.training.batch)
+    if shards() and isinstance(config.settings, RewardGradientConfig):
+        _require_equal_passes(config.settings, rows.stop - rows.start)
+    return rows
+
+
+def _require_equal_passes(config: RewardGradientConfig, each: int) -> None:
+    """With networks in parts all processes make as many passes, or they would wait for one another for ever."""
+    size = config.micro_batch
+    if size and size % each and each % size:
+        raise ConfigError(
+            f"with FSDP micro_batch divides the {each} prompts that a process has of a batch, or is a multiple of it; "
+            f"got {size}"
+        )
+    if config.conflict_every:
+        raise ConfigError(
+            f"with FSDP rewards' gradients are not compared: conflict_every is 0; got {config.conflict_every}"
+        )
 
 
 def build_algorithm(config: RunConfig, generator: Any, reward: WeightedReward | None, cache: Path) -> Trainer:

@@ -156,7 +156,7 @@ def passes_together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if shards() and (isinstance(error, dist.DistError) or "onnection" in str(error)):
+        if shards() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise ProcessError(_why_one_is_gone(error)) from error
         raise
 

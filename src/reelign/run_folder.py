@@ -85,9 +85,9 @@ class RunFolder:
 
     def save(self, place: Path, parts: dict[str, Any], write_more: Callable[[Path], None]) -> None:
         """Write a checkpoint (see ``checkpoint.save``); processes that keep weights in parts put them together."""
-        parts = whole(parts)
+        joined = whole(parts) if shards() else parts
         if self.writes:
-            checkpoint.save(place, parts, write_more)
+            checkpoint.save(place, joined, write_more)
         elif shards():
             write_more(place)  # takes part, and writes nothing
 

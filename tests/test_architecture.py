@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Rooms from the ground up; a file imports from its own floor or below (docs/architecture.md).
 FLOORS = (
     ("__init__", "contracts", "errors"),
-    ("checkpoint", "run_folder", "video_io", "video_decode", "video_dub", "distributed"),
+    ("checkpoint", "run_folder", "video_io", "video_decode", "video_dub", "distributed", "launch", "sharding"),
     ("objectives", "optimisation", "latents", "sampling", "paths"),
     ("generators", "rewards", "guard", "metrics", "selection", "datasets", "zoo"),
     ("algorithms",),

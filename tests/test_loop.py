@@ -19,6 +19,7 @@ from reelign.config import dump_config, load_config, parse_config
 from reelign.errors import ConfigError, NonFiniteError, ReelignError, RunFolderError, UnknownNameError
 from reelign.loop import Run
 from reelign.report.summary import summarise
+from reelign.run_parts import require_same_run
 
 
 class Quiet:
@@ -305,5 +306,17 @@ def test_output_folders_are_guarded(folder, finished, tmp_path):
         Run(parse_config(settings(folder, tmp_path / "file" / "run")))
     changed = settings(folder, finished)
     changed["reward_gradient"]["lr"] = 0.5
-    with pytest.raises(RunFolderError, match="a resumed run keeps its config; changed: lr"):
+    with pytest.raises(RunFolderError, match=r"a resumed run keeps its config; changed: reward_gradient\.lr$"):
         Run(parse_config(changed), resume=True)
+    chain = settings(folder, finished)
+    chain["reward_gradient"]["steps"] = 3
+    with pytest.raises(RunFolderError, match=r"changed: reward_gradient\.steps$"):
+        Run(parse_config(chain), resume=True)
+
+
+def test_a_resumed_run_may_be_longer_and_tracked(folder, tmp_path):
+    """A list is one value: a tracker that is added makes no other run."""
+    begun = parse_config(settings(folder, tmp_path))
+    longer = parse_config(settings(folder, tmp_path, steps=9, keep=1) | {"trackers": ["tensorboard"]})
+    require_same_run(dump_config(begun), longer)
+    require_same_run(dump_config(longer), begun)

@@ -345,12 +345,6 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def changed_keys(before: str, after: str) -> list[str]:
-    """Keys of the lines that two YAML dumps do not share."""
-    different = set(before.splitlines()) ^ set(after.splitlines())
-    return sorted({line.split(":")[0].strip(" -") for line in different})
-
-
 def _apply(data: dict[str, Any], override: str) -> None:
     """Set one value of nested mappings and lists from ``a.b.0.c=value``."""
     path, equals, text = override.partition("=")

@@ -8,7 +8,11 @@ Before anything is exchanged, processes tell one another whether they are well (
 of them instead of leaving the others waiting. A process that is killed breaks the connection, or the launcher ends the
 others.
 
-Left out: sharded weights (FSDP, DeepSpeed), and gradients that are sent while the backward pass is running.
+Where accelerate is told to shard (FSDP2), networks are kept in parts; how is in ``sharding``. Passes then exchange
+weights, so all processes make as many, and one that fails cannot speak while others wait for its weights: it leaves its
+reason in the launcher's store, where they look when the connection breaks.
+
+Left out: DeepSpeed, and whole gradients that are sent while the backward pass is running.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,14 +29,19 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 
 from reelign.errors import ConfigError, ContractError, ProcessError, ReelignError
+from reelign.launch import asked_for_parts, choose_gpu
 
 SYNCHRONISED = 1e-3  # relative difference of gradient norms that round-off may cause
 TRACKERS = ("tensorboard", "trackio", "wandb")
 TIMEOUT = timedelta(minutes=30)  # a process may wait so long for the others: for the first one's files, at most
 BUCKET = 1 << 24  # numbers sent at once
-WRAPPERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "PARALLELISM_CONFIG")  # what Accelerate calls them
+REASON = "reelign/why_one_ended"
+
+_stores: list[Any] = []  # the launcher's, while networks are kept in parts
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -53,6 +62,11 @@ def leads() -> bool:
     return rank() == 0
 
 
+def shards() -> bool:
+    """Whether this run keeps its networks in parts."""
+    return bool(_stores)
+
+
 @contextmanager
 def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Join the processes that a launcher started, one a GPU where there are any; inside, they are one run.
@@ -61,19 +75,23 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     where it is the user's to mend.
 
     Raises:
-        ConfigError: more processes than GPUs, or a launcher told to shard weights.
+        ConfigError: more processes than GPUs, or a launcher told to wrap networks in a way that is not supported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    _require_plain_launch()
-    _choose_gpu()
+    in_parts = asked_for_parts()
+    choose_gpu()
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)  # they agree on the CPU
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # they agree on the CPU
+    store, number, total = next(rendezvous("env://", timeout=timeout))
+    dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
+    _stores[:] = [store] if in_parts else []
     if not leads():
         logging.getLogger("reelign").setLevel(logging.ERROR)
     try:
-        yield
+        with passes_together():
+            yield
         _meet()
     except ProcessError:
         if leads():
@@ -88,36 +106,19 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
         _tell(error)
         raise
     finally:
+        _stores.clear()
         dist.destroy_process_group()
-
-
-def _require_plain_launch() -> None:
-    asked = [name for name in WRAPPERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")]
-    if asked and os.environ.get("RANK") != "0":
-        raise SystemExit(2)
-    if asked:
-        raise ConfigError(
-            f"each process holds the whole generator; accelerate is told to use {asked[0]}, which is not supported: "
-            "launch with --multi_gpu, and save memory with LoRA, bfloat16, gradient_checkpointing and micro_batch"
-        )
-
-
-def _choose_gpu() -> None:
-    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if there and local >= there:
-        raise ConfigError(
-            f"a GPU for each process: this machine has {there}, and was asked for process {local + 1}: start "
-            f"{there}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
-        )
-    if there:
-        torch.cuda.set_device(local)
 
 
 def _tell(error: Exception) -> None:
     """Let the others know why this process ends; those that are gone need not know."""
+    problem = str(error) if isinstance(error, ReelignError) else f"{type(error).__name__}: {error}"
     try:
-        _meet(str(error) if isinstance(error, ReelignError) else f"{type(error).__name__}: {error}")
-    except ProcessError as everyones:
+        if shards():
+            _stores[0].set(REASON, f"process {rank() + 1} of {count()} failed: {problem}")
+        else:
+            _meet(problem)
+    except (ProcessError, dist.DistError) as everyones:
         logging.getLogger(__name__).debug("%s", everyones)
 
 
@@ -146,10 +147,28 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessError(
-            f"all processes of a run go on together; one is gone or silent ({str(error).splitlines()[0][:120]}): see "
-            "what it wrote last, and go on with --resume"
-        ) from error
+        raise ProcessError(_why_one_is_gone(error)) from error
+
+
+@contextmanager
+def passes_together() -> Iterator[None]:
+    """Inside, passes through networks kept in parts: a connection that breaks in one is a ``ProcessError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if shards() and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise ProcessError(_why_one_is_gone(error)) from error
+        raise
+
+
+def _why_one_is_gone(error: RuntimeError) -> str:
+    with suppress(dist.DistError):  # the store may be gone too
+        if shards() and _stores[0].check([REASON]):
+            return str(_stores[0].get(REASON).decode())
+    return (
+        f"all processes of a run go on together; one is gone or silent ({str(error).splitlines()[0][:120]}): see "
+        "what it wrote last, and go on with --resume"
+    )
 
 
 def share(total: int) -> slice:
@@ -172,13 +191,18 @@ def place(rows: int) -> tuple[int, slice]:
 
 
 def start_alike(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Give every process the values that the first one holds."""
+    """Give every process the values that the first one holds; parts were cut from such."""
     if count() == 1:
         return
     _meet()
     with _connected(), torch.no_grad():
-        for parameter in parameters.values():
+        for parameter in _held_whole(parameters).values():
             dist.broadcast(parameter.data, 0)
+
+
+def _held_whole(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those that every process has; of the others FSDP2 averages the gradients as it cuts them into parts."""
+    return {name: p for name, p in parameters.items() if not isinstance(p, DTensor)}
 
 
 def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
@@ -186,6 +210,7 @@ def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
     if count() == 1:
         return
     _meet()
+    parameters = _held_whole(parameters)
     with _connected(), torch.no_grad():
         there = torch.tensor([p.grad is not None for p in parameters.values()], dtype=torch.int32)
         dist.all_reduce(there, dist.ReduceOp.MAX)
@@ -224,7 +249,7 @@ def require_synchronised(parameters: Mapping[str, nn.Parameter]) -> None:
     """
     if count() == 1:
         return
-    present = [p.grad.double().norm() for p in parameters.values() if p.grad is not None]
+    present = [p.grad.double().norm() for p in _held_whole(parameters).values() if p.grad is not None]
     if not present:
         return
     norms = torch.stack(present)
@@ -286,7 +311,10 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 def spread(work: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
     """``work`` done on each item in one of the processes; every process gets all results, in the order of items."""
-    parts = gather([work(item) for item in items[rank() :: count()]])
+    mine = items[rank() :: count()]
+    if shards() and len(mine) < -(-len(items) // count()):  # passes are made together: who is done repeats the last
+        mine = [*mine, items[-1]]
+    parts = gather([work(item) for item in mine])
     return [parts[i % count()][i // count()] for i in range(len(items))]
 
 

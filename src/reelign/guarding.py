@@ -87,8 +87,7 @@ class RunGuard:
 
     def keep(self, step: int, parts: dict[str, Any], extra: Callable[[Path], None]) -> None:
         """Save the weights of the best safe look."""
-        if self.folder.writes:
-            checkpoint.save(self._safe(step), parts, extra)
+        self.folder.save(self._safe(step), parts, extra)
 
     def best(self) -> dict[str, Any]:
         """The parts saved at the best safe look."""

@@ -25,13 +25,13 @@ import torch
 from reelign import checkpoint
 from reelign.algorithms.reward_gradient import Config as RewardGradientConfig
 from reelign.build import build_generator, build_measures, build_weighted_reward
-from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, changed_keys, dump_config
+from reelign.config import TRAINED_ON, PromptSetOptions, RunConfig, dump_config
 from reelign.datasets.clips import ClipOrder
 from reelign.datasets.domain_order import DomainOrder
 from reelign.datasets.prompts import PromptOrder, PromptSplit, load_prompts, split_prompts
 from reelign.datasets.translation import DomainOptions, Domains
-from reelign.distributed import Tracker, count, from_first, largest, leads, mean
-from reelign.errors import DataError, NonFiniteError, ProcessError, RunFolderError
+from reelign.distributed import Tracker, count, from_first, largest, leads, mean, passes_together
+from reelign.errors import DataError, NonFiniteError, ProcessError
 from reelign.evaluation import Examiner, TranslationExaminer
 from reelign.generators.translation import TranslationOptions
 from reelign.guarding import RunGuard
@@ -39,7 +39,7 @@ from reelign.metrics.translation import ExamPlan
 from reelign.planning.comparison import compare
 from reelign.rewards.weighted import WeightedReward
 from reelign.run_folder import RunFolder, environment
-from reelign.run_parts import build_algorithm, build_order, my_rows
+from reelign.run_parts import build_algorithm, build_order, my_rows, require_same_run
 
 log = logging.getLogger(__name__)
 
@@ -209,12 +209,12 @@ class Run:
         finished = self.step >= self.config.training.steps or self._hacked is not None
         if finished and self._unjudged():
             self._evaluate(listener)
-        if not finished and leads() and checkpoint.torn(self.folder.checkpoint(self.step)):
+        if not finished and from_first(lambda: checkpoint.torn(self.folder.checkpoint(self.step))):
             self._save()
         self._seconds = time.monotonic() - began
         stopped = signal.Signals(self._stop_signal).name if self._stop_signal else self._hacked
         self._write_status(finished, stopped)
-        if leads():
+        if count() == 1:  # what is predicted is one process
             compare(self.config, self.generator.device, self.folder)
         self.tracker.close()
         return finished
@@ -231,7 +231,8 @@ class Run:
 
     def _one_step(self) -> dict[str, float]:
         try:
-            return self.algorithm.step(self.order.request(self.config.training.batch, self.rows))
+            with passes_together():
+                return self.algorithm.step(self.order.request(self.config.training.batch, self.rows))
         except ProcessError as error:
             self._write_status(False, str(error))
             raise
@@ -298,8 +299,6 @@ class Run:
             self.generator.save(str(folder / "adapter"))
 
     def _save(self) -> None:
-        if not self.folder.writes:
-            return
         parts = {
             "step": self.step,
             "seconds": self._seconds,
@@ -309,7 +308,9 @@ class Run:
             "guard": self.guard and self.guard.state(),
             "hacked": self._hacked,
         }
-        checkpoint.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
+        self.folder.save(self.folder.checkpoint(self.step), parts, self._save_adapter)
+        if not self.folder.writes:
+            return
         if self.guard:
             self.guard.tidy()
         keep = self.config.training.keep
@@ -320,9 +321,7 @@ class Run:
         """The parts of the newest whole checkpoint, where there is one; the config may ask for more steps than then."""
         before = (self.folder.path / "config.yaml").read_text()
         if before != dump_config(self.config):
-            changed = changed_keys(before, dump_config(self.config))
-            if set(changed) - {"steps", "checkpoint_every", "keep", "every", "trackers"}:
-                raise RunFolderError(f"a resumed run keeps its config; changed: {', '.join(changed)}")
+            require_same_run(before, self.config)
             self.folder.write_text("config.yaml", dump_config(self.config))
         newest = checkpoint.latest(self.folder.checkpoints)
         return None if newest is None else checkpoint.load(newest)

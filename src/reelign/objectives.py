@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reelign.contracts import Condition, Schedule
 from reelign.errors import NonFiniteError
@@ -59,10 +60,14 @@ def clip_gradients(parameters: Mapping[str, nn.Parameter], max_norm: float) -> f
         NonFiniteError: a gradient is NaN or infinite; names the first such parameter.
     """
     norm = nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not torch.isfinite(norm):
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                require_finite(f"the gradient of {name}", parameter.grad)
+                gradient = parameter.grad
+                require_finite(
+                    f"the gradient of {name}", gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+                )
     return float(norm)
 
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reelign.distributed import average_gradients, require_synchronised, start_alike
 from reelign.errors import ConfigError
 from reelign.objectives import clip_gradients, require_finite, update_average
+from reelign.sharding import laid_out
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -139,17 +141,29 @@ class Optimisation:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue, bit for bit, from what ``state`` gave."""
         copy_into(self.parameters, state["weights"])
-        self.average = {name: value.clone() for name, value in state["average"].items()}
-        self.optimiser.load_state_dict(state["optimiser"])
+        average: Mapping[str, Tensor] = state["average"]
+        self.average = {name: laid_out(value, self.parameters[name]).clone() for name, value in average.items()}
+        self.optimiser.load_state_dict(self._laid_out(state["optimiser"]))
         self.updates = int(state["optimiser_updates"])
+
+    def _laid_out(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimiser's state whose moments are in parts where their parameter is."""
+        parameters, moments = list(self.parameters.values()), dict[int, dict[str, Any]]()
+        for number, values in state["state"].items():
+            like = parameters[number]
+            alike = {name for name, value in values.items() if getattr(value, "shape", None) == like.shape}
+            moments[number] = {n: laid_out(v, like) if n in alike else v for n, v in values.items()}
+        return {**state, "state": moments}
 
 
 def build_optimiser(parameters: Mapping[str, nn.Parameter], lr: float, adamw: AdamW) -> torch.optim.Optimizer:
     """AdamW on some parameters.
 
     Raises:
-        ConfigError: ``adamw8bit``, and bitsandbytes is not installed.
+        ConfigError: ``adamw8bit``, and bitsandbytes is not installed, or parameters are kept in parts.
     """
+    if adamw.get("optimiser") == "adamw8bit" and any(isinstance(p, DTensor) for p in parameters.values()):
+        raise ConfigError("with FSDP, train_all goes with optimiser adamw, whose moments are cut too; got adamw8bit")
     decay, betas = adamw.get("weight_decay", 0.0), adamw.get("betas", (0.9, 0.999))
     if adamw.get("optimiser", "adamw") == "adamw":
         return torch.optim.AdamW(parameters.values(), lr, betas=betas, weight_decay=decay)
@@ -180,4 +194,4 @@ def bitsandbytes(wanted: str) -> ModuleType:
 def copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Overwrite parameters by name."""
     for name, value in values.items():
-        parameters[name].copy_(value)
+        parameters[name].copy_(laid_out(value, parameters[name]))

@@ -12,15 +12,17 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reelign import __version__
-from reelign.distributed import count
+from reelign import __version__, checkpoint
+from reelign.distributed import count, shards
 from reelign.errors import RunFolderError
+from reelign.sharding import whole
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "av")
 
@@ -80,6 +82,14 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of one step."""
         return self.checkpoints / f"step_{step:06d}"
+
+    def save(self, place: Path, parts: dict[str, Any], write_more: Callable[[Path], None]) -> None:
+        """Write a checkpoint (see ``checkpoint.save``); processes that keep weights in parts put them together."""
+        joined = whole(parts) if shards() else parts
+        if self.writes:
+            checkpoint.save(place, joined, write_more)
+        elif shards():
+            write_more(place)  # takes part, and writes nothing
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""

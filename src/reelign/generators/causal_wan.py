@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
+from reelign.distributed import shards
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.causal_layers import text_memory
 from reelign.generators.causal_layout import Layout
@@ -262,6 +263,11 @@ def _check_network(wan: WanGenerator, options: CausalWanOptions) -> None:
             "a causal Wan is a text-to-video transformer of patches of one frame, its channels those of the latents; "
             f"{options.model!r} has patches of {tuple(config.patch_size)}, {config.in_channels} channels for "
             f"{wan.latent_shape()[0]}, image width {config.image_dim}"
+        )
+    if shards():
+        raise ConfigError(
+            "FSDP joins the weights of a block where it is called, and causal generators run parts of blocks: launch "
+            "with --multi_gpu"
         )
     if options.compile:
         raise ConfigError("compile is not for causal generators, whose memory grows: set generator.compile to false")

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from reelign.distributed import leads, shards
 from reelign.errors import ConfigError, ContractError, ModelError
 from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
 from reelign.generators.lora import (
@@ -27,6 +28,7 @@ from reelign.generators.lora import (
     switched_off,
 )
 from reelign.generators.loss_scale import LossScale
+from reelign.sharding import load_network, save_network, shard
 
 
 class TrainingOptions(Protocol):
@@ -76,6 +78,7 @@ class Denoisers:
         self.layout = layout
         self._frozen = sum(p.numel() for network in self.networks.values() for p in network.parameters())
         check_memory(options.memory, train_all=options.train_all)
+        _check_parts(options)
         for network in self.networks.values():
             network.eval().requires_grad_(options.train_all)
             quantise(network, options.memory.quantise)
@@ -88,7 +91,10 @@ class Denoisers:
                         "generator.gradient_checkpointing to false"
                     )
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
-            put_on_device(network, device, options.memory)
+            if shards():
+                shard(network, device, options.train_all)
+            else:
+                put_on_device(network, device, options.memory)
         self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None
 
     @property
@@ -122,7 +128,8 @@ class Denoisers:
     def merged(self) -> AbstractContextManager[None]:
         """Inside, for passes without gradient, the adapters are folded into the weights, where options allow."""
         exact = self.options.dtype == "float32" and self.options.memory.foldable
-        fold = self.options.merge_adapter and self.has_adapter and exact
+        there = exact and not shards()  # between passes a process has no whole weight to fold into
+        fold = self.options.merge_adapter and self.has_adapter and there
         return merged(self.all()) if fold else nullcontext()
 
     @contextmanager
@@ -142,6 +149,8 @@ class Denoisers:
     def save(self, folder: str) -> None:
         """Write the adapter of the first network to ``folder``, of others to a folder of their name in it; or weights.
 
+        The first process writes; where networks are kept in parts, all have to call this.
+
         Raises:
             ContractError: nothing was trained.
         """
@@ -149,8 +158,8 @@ class Denoisers:
             raise ContractError("there is no adapter to save: set generator.lora")
         for network, place, part in self._places(folder):
             if self.options.train_all:
-                network.save_pretrained(place / part)  # type: ignore[operator]
-            else:
+                save_network(network, place / part)
+            elif leads():
                 save_adapter(network, place, part, self.layout)
 
     def load(self, folder: str) -> None:
@@ -163,8 +172,7 @@ class Denoisers:
             raise ModelError(f"a generator without an adapter takes none from {folder}: set generator.lora")
         for network, place, part in self._places(folder):
             if self.options.train_all:
-                whole = type(network).from_pretrained(place / part)  # type: ignore[attr-defined]
-                network.load_state_dict(whole.state_dict())
+                load_network(network, place / part)
             else:
                 load_adapter(network, place, part)
 
@@ -172,3 +180,17 @@ class Denoisers:
         first = next(iter(self.networks))
         for index, (name, network) in enumerate(self.networks.items()):
             yield network, Path(folder) / (name if index else "."), first
+
+
+def _check_parts(options: TrainingOptions) -> None:
+    """Refuse what does not go with networks in parts.
+
+    Raises:
+        ConfigError: weights are quantised or offloaded, or trained whole in float16.
+    """
+    if not shards():
+        return
+    if not options.memory.foldable:
+        raise ConfigError("FSDP cuts plain weights; leave out memory.quantise and memory.offload, or launch without it")
+    if options.train_all and options.dtype == "float16":
+        raise ConfigError("with FSDP, train_all is in float32 or bfloat16; got dtype float16")

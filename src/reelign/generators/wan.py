@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reelign.contracts import Condition, Request
+from reelign.distributed import shards
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.denoisers import Denoisers
 from reelign.generators.family import check_text_length, pick_device
@@ -110,6 +111,8 @@ class WanGenerator:
         pipeline.vae.to(self.device)
         names = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
         self.denoisers = Denoisers({name: getattr(pipeline, name) for name in names}, options, self.device)
+        if options.compile and shards():
+            raise ConfigError("with FSDP blocks are not compiled: set generator.compile to false")
         for expert in self.experts() if options.compile else ():
             expert.compile_repeated_blocks()  # type: ignore[operator]
 
@@ -177,6 +180,8 @@ class WanGenerator:
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000], one for all or [B]."""
         if t.ndim and len(self.experts()) > 1:  # each row may be another expert's
+            if shards():
+                raise ConfigError("with FSDP all processes run the same expert, and this training mixes them by row")
             return torch.cat([self.predict(x[i : i + 1], t[i], condition[i : i + 1]) for i in range(len(x))])
         expert = self._expert_at(t)
         time = t.to(self.device, torch.float32).expand(len(x))

@@ -12,7 +12,7 @@ from reelign.contracts import Request
 from reelign.errors import ModelError
 from reelign.generation import GenerationJob
 from reelign.generators.lora import LoraOptions, adapter_options, adapter_parameters, adapter_state, add_adapter
-from reelign.generators.lora_import import PLAIN, published_state
+from reelign.generators.lora_import import PLAIN, published_options, published_state
 from reelign.generators.modelscope import load_modelscope
 
 # Transformers of the tiny network, diffusers' name and that of ModelScope's own program; a level has two blocks there.
@@ -138,6 +138,20 @@ def test_vaders_list_is_its_weights_added_to_every_layer(folder, tmp_path):
     same(again, unet)
 
 
+def test_every_layer_trains_in_half_precision(folder):
+    generator = load_modelscope(
+        model=str(folder), **SIZE, dtype="bfloat16", gradient_checkpointing=True, lora={"rank": 2, "targets": ["every"]}
+    )
+    x = torch.randn(1, *generator.latent_shape(), generator=torch.Generator().manual_seed(1))
+    output = generator.predict(x, torch.tensor([401.0]), generator.encode(Request(("a cat",))))
+    output.float().square().mean().backward()
+    up = {name: p for name, p in generator.trainable().items() if "lora_B" in name}
+    assert len(up) == 175
+    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in up.values())
+    # The last convolution of each of the eight temporal ones is zero at first, so the three before it get nothing.
+    assert sum(bool(p.grad.abs().max() > 0) for p in up.values()) == 175 - 8 * 3
+
+
 def test_vaders_list_of_the_layers_that_its_pinned_versions_train(folder, tmp_path):
     file, unet = tmp_path / "500_unet.pt", plain_unet(folder)
     temporal = ("transformer_in.proj", "temp_attentions.0.proj", "temp_attentions.1.proj", "temp_convs")
@@ -178,3 +192,16 @@ def test_the_published_sizes():
     expected = adapter_state(unet)
     assert set(published_state(dict.fromkeys(names, empty), expected, "it")) == set(expected)
     assert len(expected) == len(names) == 2 * 8 * 33
+
+
+def test_vaders_layers_at_the_published_size():
+    """574 layers, or the 124 that are PyTorch's own in its pinned versions; a list says which by what is in it."""
+    for targets, layers, weights in ((("every",), 574, 29_284_992), (PLAIN, 124, None)):
+        with torch.device("meta"):
+            unet = UNet3DConditionModel()
+            add_adapter(unet, LoraOptions(rank=16, alpha=16, targets=targets))
+        state = adapter_state(unet)
+        pairs = [state[n.replace("lora_A", way)] for n in state if "lora_A" in n for way in ("lora_B", "lora_A")]
+        assert len(pairs) == 2 * layers
+        assert published_options(pairs, "it") == {"rank": 16, "alpha": 16.0, "targets": targets}
+        assert weights is None or sum(p.numel() for p in adapter_parameters(unet).values()) == weights

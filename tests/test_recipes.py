@@ -99,7 +99,7 @@ def small(name, made):
     data = read_run_file(Path(name))
     generator = data["generator"]
     kind = generator.get("kind", "wan")
-    tiny = {**SIZES[kind], **made(kind), "device": "cpu"}
+    tiny = {**SIZES[kind], **made(kind), "dtype": "float32", "device": "cpu"}
     if kind == "wan":
         del tiny["transformer"]
     generator |= tiny
@@ -107,13 +107,16 @@ def small(name, made):
         term |= {"name": f"{__name__}:Brightness", "options": {}}
     if "clips" in data:
         data["clips"] = {"source": "shapes"}
-    settings = data.get(data.get("algorithm", "reward_gradient"), {})
+    algorithm = data.get("algorithm", "reward_gradient")
+    settings = data.get(algorithm, {})
+    if algorithm in ("reward_gradient", "partial_chain"):
+        settings["steps"] = 3
     if kind == "stable_video_diffusion":
         settings["frames"] = [0, 9]
-    if data.get("algorithm") == "self_forcing":
+    if algorithm == "self_forcing":
         settings["critic_ratio"] = 2  # so that the generator has its turn
         if "teacher" in settings:
-            settings["teacher"] |= {name: tiny[name] for name in ("model", "height", "width", "frames", "device")}
+            settings["teacher"] |= {name: tiny[name] for name in (*SIZES[kind], "model", "dtype", "device")}
     return parse_config(data)
 
 

@@ -110,6 +110,27 @@ def test_generate_writes_clips_and_metadata(tmp_path, random_wan_folder):
     assert not (tmp_path / "other").exists()
 
 
+def test_fresh_noise_in_each_step(tmp_path, random_wan_folder):
+    """The same seed gives another clip with it and the same one again; a causal generator refuses."""
+    from typer.testing import CliRunner
+
+    from reelign.cli.main import app
+    from reelign.errors import ConfigError
+
+    def generate(out, *more):
+        command = ["generate", "--generator", str(random_wan_folder), "--prompts", "a red circle", "--steps", "2"]
+        return CliRunner().invoke(app, [*command, "--out", str(tmp_path / out), *more], catch_exceptions=False)
+
+    for out, eta in (("none", "0"), ("fresh", "1"), ("again", "1")):
+        assert generate(out, "--eta", eta).exit_code == 0
+    clips = {out: (tmp_path / out / "0000.mp4").read_bytes() for out in ("none", "fresh", "again")}
+    assert clips["fresh"] == clips["again"] != clips["none"]
+    assert [row["eta"] for row in csv.DictReader((tmp_path / "fresh" / "metadata.csv").open())] == ["1.0"]
+    with pytest.raises(ConfigError, match="eta has no part in a causal generator's chains"):
+        generate("causal", "--kind", "causal_wan", "--generator", "zoo:tiny-causal-wan", "--eta", "1")
+    assert generate("more", "--eta", "1.5").exit_code == 2
+
+
 def test_a_trained_adapter_generates(tmp_path, random_wan_folder):
     name = run_file(tmp_path, random_wan_folder, rewards=[{"name": "temporal_smoothness"}])
     assert reelign("train", name, "--set", "reward_gradient.lr=0.05", cwd=tmp_path).returncode == 0

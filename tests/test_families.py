@@ -410,7 +410,7 @@ def test_an_exported_adapter_loads_in_peft_and_from_comfyuis_names(name, folders
         torch.testing.assert_close(generator.predict(x, t, condition), ours, rtol=1e-4, atol=1e-5)
     generator.family.networks["transformer"] = own
     with pytest.raises(ConfigError, match="ComfyUI's layout is known for"):
-        export_adapter(tmp_path / "saved", tmp_path / "x.safetensors", "comfyui", "hunyuan_video")
+        export_adapter(tmp_path / "saved", tmp_path / "x.safetensors", "comfyui", "cogvideox")
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         export_adapter(tmp_path / "saved", tmp_path / "x", "comfyui")
     with pytest.raises(ConfigError, match="exported as diffusers, peft, comfyui"):

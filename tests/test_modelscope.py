@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import TextToVideoSDPipeline, UNet3DConditionModel
 from peft import PeftModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tiny_modelscope import SIZE, build
 
 from reelign.algorithms.partial_chain import Config, PartialChain
 from reelign.contracts import Generator, Request
@@ -18,42 +16,12 @@ from reelign.rewards.brightness_range import BrightnessRange
 from reelign.rewards.weighted import Term, WeightedReward
 from reelign.sampling import ChainOptions, chain
 
-SIZE = {"height": 32, "width": 32, "frames": 4, "device": "cpu"}
 REQUEST = Request(("a cat", "a dog"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("modelscope")
-    unet = UNet3DConditionModel(
-        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), layers_per_block=1, cross_attention_dim=16,
-        attention_head_dim=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(16, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8,
-    )  # fmt: skip
-    words = {
-        w: i for i, w in enumerate(["<|startoftext|>", "<|endoftext|>", *"abcdefgot", *(f"{c}</w>" for c in "agt")])
-    }
-    (folder / "vocab.json").write_text(json.dumps(words))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    pipeline = TextToVideoSDPipeline(vae, text, tokenizer, unet, scheduler)
-    pipeline.save_pretrained(folder)
-    return folder
+    return build(tmp_path_factory.mktemp("modelscope"))
 
 
 @pytest.fixture
@@ -104,6 +72,28 @@ def test_chunked_decoding_has_the_same_gradient(folder):
         (gradient,) = torch.autograd.grad(generator.decode(x, [0, 3]).square().sum(), x)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_blocks_keep_less_and_have_the_same_gradient(folder):
+    """diffusers' own U-Net refuses."""
+    gradients, kept = [], []
+    for again in (False, True):
+        generator = load_modelscope(model=str(folder), **SIZE, gradient_checkpointing=again)
+        condition, held = generator.encode(REQUEST), {}
+
+        def keep(tensor, held=held):
+            held[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = generator.predict(noise(generator), torch.tensor(401.0), condition)
+        kept.append(sum(held.values()))
+        up = [p for name, p in generator.trainable().items() if "lora_B" in name]
+        gradients.append(torch.autograd.grad(output.square().sum(), up))
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_frames_are_encoded_on_their_own(generator):

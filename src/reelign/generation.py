@@ -76,10 +76,15 @@ class GenerationJob:
         """How many batches ``run`` makes."""
         return -(-len(self.prompts) // size)
 
-    def run(self, seed: int, steps: int | None, guidance_scale: float | None, batch: int) -> Iterator[int]:
+    def run(
+        self, seed: int, steps: int | None, guidance_scale: float | None, batch: int, eta: float = 0.0
+    ) -> Iterator[int]:
         """Write the clips batch by batch, then ``metadata.csv``; yields the count of clips written so far.
 
         ``frames_per_second`` in the table is the speed of the clip's batch, text, sampling and decoding together.
+
+        Raises:
+            ConfigError: η above 0 for a causal generator, whose chains have a noise of their own.
         """
         steps = steps or self.generator.default_steps
         scale = self.generator.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -87,7 +92,7 @@ class GenerationJob:
         for part in Request(self.prompts).split(batch):
             seeds = [seed + len(rows) + i for i in range(len(part))]
             began = time.perf_counter()
-            clips = generate(self.generator, part, seeds, steps, scale)
+            clips = generate(self.generator, part, seeds, steps, scale, eta)
             speed = clips.video.shape[0] * clips.video.shape[1] / (time.perf_counter() - began)
             for prompt, number, video in zip(part.prompts, seeds, clips.video, strict=True):
                 name = f"{len(rows):04d}.mp4"
@@ -100,6 +105,7 @@ class GenerationJob:
                         "seed": number,
                         "steps": steps,
                         "guidance_scale": scale,
+                        "eta": eta,
                         "frames_per_second": round(speed, 4),
                     }
                 )

@@ -15,7 +15,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved adapter.")],
     out: Annotated[Path, typer.Option(help="A folder, or for comfyui a .safetensors file.")],
     layout: Annotated[str, typer.Option(help="diffusers, peft or comfyui.")] = "comfyui",
-    kind: Annotated[str, typer.Option(help="Family of the generator; comfyui knows wan, wan_image and ltx.")] = "wan",
+    kind: Annotated[str, typer.Option(help="Family; comfyui knows wan, wan_image, ltx, hunyuan_video.")] = "wan",
     part: Annotated[str, typer.Option(help="For diffusers: the network's name, transformer or unet.")] = "transformer",
 ) -> None:
     """Write an adapter as diffusers, PEFT or ComfyUI loads it."""

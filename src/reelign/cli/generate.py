@@ -26,6 +26,9 @@ def generate(
     adapter: Annotated[Path | None, typer.Option(help="A folder with an adapter that a run saved.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's own.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
+    eta: Annotated[
+        float, typer.Option(help="Fresh noise of each step: 0 is none, 1 ancestral, as VADER samples.", min=0, max=1)
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the first clip; each next one counts on.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most this many prompts.")] = None,
     batch: Annotated[int, typer.Option(help="Clips at a time.", min=1)] = 8,
@@ -33,8 +36,10 @@ def generate(
 ) -> None:
     """Write one clip a prompt, or a source clip, with a metadata table in the videofolder convention."""
     if sources is not None and prompts is None:
-        if any(given is not None for given in (adapter, steps, guidance_scale, limit)):
-            raise ConfigError("a translator has no adapter, steps, guidance or limit: leave these out with --sources")
+        if any(given is not None for given in (adapter, steps, guidance_scale, limit, eta or None)):
+            raise ConfigError(
+                "a translator has no adapter, steps, guidance, eta or limit: leave these out with --sources"
+            )
         from reelign.cli.translate import translate
 
         translate(sources, generator, out, to)
@@ -44,6 +49,7 @@ def generate(
     from reelign.generation import GenerationJob
 
     job = GenerationJob.prepare(generator, prompts, out, adapter=adapter, limit=limit, kind=kind, dtype=dtype)
-    for _ in track(job.run(seed, steps, guidance_scale, batch), total=job.batches(batch), description="generating"):
+    clips = job.run(seed, steps, guidance_scale, batch, eta)
+    for _ in track(clips, total=job.batches(batch), description="generating"):
         pass
     console.print(f"{len(job.prompts)} clips and metadata.csv in {out}")

@@ -23,12 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ConfigError, ModelError
-from reelign.zoo.published import read_weights
+from reelign.generators.lora_import import has_unit_scale, published_options, published_state
+from reelign.zoo.published import read_tensors
 
 NAME = "reelign"
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "peft": "adapter_model.safetensors"}
-PEFT_ALPHA = 8.0  # what a LoraConfig has that nobody set
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
+
+LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 AdapterLayout = Literal["diffusers", "peft"]
 
@@ -39,7 +41,7 @@ class LoraOptions(BaseModel):
     Args:
         rank: r, the width of the bottleneck.
         alpha: the update is scaled by alpha / rank.
-        targets: endings of the names of the linear layers that get one.
+        targets: endings of the names of the layers that get one; ``every`` is all linear and convolutional layers.
         seed: of the down matrices' first values.
     """
 
@@ -58,13 +60,16 @@ def add_adapter(network: nn.Module, options: LoraOptions) -> None:
         ConfigError: no layer matches the targets.
     """
     network.requires_grad_(False)
-    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=list(options.targets))
+    targets = list(options.targets)
+    if targets == ["every"]:
+        targets = [name for name, module in network.named_modules() if isinstance(module, LAYERS)]
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         try:
             inject_adapter_in_model(config, network, adapter_name=NAME)
         except ValueError as error:
-            raise ConfigError(f"LoRA targets must name layers of the network; got {list(options.targets)}") from error
+            raise ConfigError(f"LoRA targets must name layers of the network; got {targets[:4]}") from error
     for parameter in adapter_parameters(network).values():
         parameter.data = parameter.data.float()
 
@@ -160,26 +165,15 @@ def adapter_options(folder: Path) -> dict[str, Any]:
     """Rank, alpha and targets of a saved adapter of either layout, from its own file; see ``LoraOptions``.
 
     Args:
-        folder: or a file of weights alone, as VADER publishes: rank and targets are then read off the weights, and
-            alpha is PEFT's default, which VADER kept.
+        folder: or a file of weights alone, as VADER and InstructVideo publish; see ``lora_import``.
 
     Raises:
         ModelError: the folder holds no adapter with its settings, or the file no LoRA weights.
     """
     if folder.is_file():
-        return _read_off(read_weights(str(folder)), folder)
+        return published_options(read_tensors(str(folder)), str(folder))
     settings = adapter_settings(folder)
     return {"rank": settings["r"], "alpha": settings["lora_alpha"], "targets": tuple(settings["target_modules"])}
-
-
-def _read_off(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    down = ".lora_A.weight"
-    layers = [name.removesuffix(down).split(".") for name in state if name.endswith(down)]
-    if not layers:
-        raise ModelError(f"an adapter's weights are under PEFT's names, *{down}; {file} has none")
-    targets = {".".join(layer[-2:]) if layer[-1].isdigit() else layer[-1] for layer in layers}
-    rank = len(state[".".join(layers[0]) + down])
-    return {"rank": rank, "alpha": PEFT_ALPHA, "targets": tuple(sorted(targets))}
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -209,23 +203,26 @@ def load_adapter(network: nn.Module, folder: Path, part: str) -> None:
     """Put an adapter that ``save_adapter`` wrote, in either layout, into the network's own, bit for bit.
 
     Args:
-        folder: or a file of weights under PEFT's names, whatever modules the network was wrapped in when it was written
-            (VADER's ``peft_model_N.pt``: ``base_model.model.model.diffusion_model.*``).
+        folder: or a file as another program wrote it; see ``lora_import``.
 
     Raises:
         ModelError: there is none in the folder, or it does not fit.
     """
     if folder.is_file():
-        state = read_weights(str(folder))
-        load_adapter_state(network, _unwrapped(state, adapter_state(network)), str(folder))
+        _load_published(network, str(folder))
         return
     layout, file = adapter_file(folder)
     prefix = PEFT_PREFIX if layout == "peft" else f"{part}."
     load_adapter_state(network, {k.removeprefix(prefix): v for k, v in load_file(file).items()}, str(folder))
 
 
-def _unwrapped(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what wrapping put before them, found from one of the names that are expected."""
-    known = next(iter(expected))
-    prefix = next((name.removesuffix(known) for name in state if name.endswith(f".{known}")), "")
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+def _load_published(network: nn.Module, file: str) -> None:
+    content = read_tensors(file)
+    config: Any = network.peft_config
+    rank, alpha = config[NAME].r, config[NAME].lora_alpha
+    if has_unit_scale(content) and rank != alpha:
+        raise ModelError(
+            f"the adapter in {file} was trained with alpha / rank = 1; set generator.lora.alpha to the rank, {rank}, "
+            f"not {alpha:g}"
+        )
+    load_adapter_state(network, published_state(content, adapter_state(network), file), file)

@@ -1,10 +1,12 @@
 """Saved adapters in the layouts of other tools: diffusers, PEFT, and ComfyUI.
 
 ComfyUI's files name the layers of the official checkpoints, after ``diffusion_model.``; here for Wan, whose names
-differ from diffusers', and for LTX-Video, whose names are the same. The scale alpha / rank is folded into the up
-matrices, so that tools which overlook alpha agree.
+differ from diffusers', for LTX-Video, whose names are the same, and for HunyuanVideo, whose queries, keys and values
+are one layer (``lora_fused``). The scale alpha / rank is folded into the up matrices, so that tools which overlook
+alpha agree.
 
-Left out: ComfyUI's layout for families that fuse queries, keys and values (HunyuanVideo) or that it has no model of.
+Left out: ComfyUI's layout for CogVideoX, whose own model there is still changing (its wrapper reads diffusers' layout),
+and for families that it has no model of.
 
 Run: ``reelign export FOLDER --out cat.safetensors --layout comfyui --kind wan``.
 """
@@ -20,11 +22,12 @@ from torch import Tensor
 
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.lora import FILES, PEFT_CONFIG, PEFT_PREFIX, adapter_file, adapter_settings
+from reelign.generators.lora_fused import official_hunyuan
 from reelign.generators.wan_layout import to_official
 
 ExportLayout = Literal["diffusers", "peft", "comfyui"]
 COMFYUI = "diffusion_model."
-COMFYUI_KINDS = ("wan", "wan_image", "causal_wan", "ltx")
+COMFYUI_KINDS = ("wan", "wan_image", "causal_wan", "ltx", "hunyuan_video")
 IMAGE_LAYERS = {"add_k_proj": "k_img", "add_v_proj": "v_img"}  # of Wan image-to-video, in the official names
 
 
@@ -83,11 +86,14 @@ def comfyui_names(state: dict[str, Tensor], kind: str, scale: float) -> dict[str
         scale: alpha / rank.
     """
     if kind not in COMFYUI_KINDS:
-        raise ConfigError(f"ComfyUI's layout is known for {', '.join(COMFYUI_KINDS)}; got {kind!r}")
+        raise ConfigError(
+            f"ComfyUI's layout is known for {', '.join(COMFYUI_KINDS)}; got {kind!r}: --layout diffusers writes what "
+            "ComfyUI's wrappers of other families read"
+        )
     named: dict[str, Tensor] = {}
-    for name, value in state.items():
+    for name, value in (official_hunyuan(state) if kind == "hunyuan_video" else state).items():
         layer, _, matrix = name.partition(".lora_")
-        official = layer if kind == "ltx" else _official_wan(layer)
+        official = layer if kind in ("ltx", "hunyuan_video") else _official_wan(layer)
         named[f"{COMFYUI}{official}.lora_{matrix}"] = (value * scale if matrix.startswith("B") else value).contiguous()
     return named
 

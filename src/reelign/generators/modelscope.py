@@ -5,14 +5,15 @@ Frames are decoded one by one, so only chosen frames cost anything. The chain is
 as InstructVideo samples.
 
 Adapters are saved in PEFT's own layout, which ``peft.PeftModel.from_pretrained(unet, folder)`` loads: diffusers has no
-LoRA loader for this U-Net.
+LoRA loader for this U-Net. Those that InstructVideo and VADER published can be gone on from; see ``lora_import``.
 
 Left out: training of the text encoder (in VADER's program it never trained: its embeddings had no gradient).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,25 @@ class ModelScopeOptions(FamilyOptions):
     decode_chunk: int = Field(0, ge=0)
 
 
+def recompute_blocks(unet: Any) -> None:
+    """Make diffusers' U-Net, which cannot by itself, recompute each of its blocks in the backward pass."""
+
+    def recomputing(block: Any) -> Callable[..., Any]:
+        forward = block.forward
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            return recomputed(partial(forward, **named), *arguments)
+
+        return run
+
+    def enable() -> None:
+        for block in (unet.transformer_in, *unet.down_blocks, unet.mid_block, *unet.up_blocks):
+            block.forward = recomputing(block)
+
+    unet._supports_gradient_checkpointing = True
+    unet.enable_gradient_checkpointing = enable
+
+
 class ModelScope:
     """A ``Family`` around the parts of a ``TextToVideoSDPipeline``, by their names in its folder."""
 
@@ -67,6 +87,8 @@ class ModelScope:
         self.options = options
         self.vae, self.text_encoder, self.tokenizer = (parts[name] for name in ("vae", "text_encoder", "tokenizer"))
         self.networks = {"unet": parts["unet"]}
+        if options.gradient_checkpointing:
+            recompute_blocks(parts["unet"])
         self.frozen, self.encoders = [self.vae], [self.text_encoder]
         scheduler = parts["scheduler"]
         self.path = DiscretePath(scheduler.alphas_cumprod.double(), discrete_prediction(scheduler.config))

@@ -74,16 +74,30 @@ def read_weights(name: str, float32: bool = True) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is not there, or holds anything but tensors.
     """
+    return _named(_content(name), name, float32)
+
+
+def read_tensors(name: str) -> dict[str, Tensor] | list[Tensor]:
+    """As ``read_weights``; a list of tensors stays one."""
+    content = _content(name)
+    if isinstance(content, list) and all(isinstance(value, Tensor) for value in content):
+        return [value.detach().float() for value in content]
+    return _named(content, name, float32=True)
+
+
+def _content(name: str) -> Any:
     if hollow():
         raise ModelError(f"the weights in {name} say themselves how large they are, and none are read")
     file = find_file(name)
     try:
         if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ModelError(f"cannot read the weights in {file}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _named(content: Any, file: str, float32: bool) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

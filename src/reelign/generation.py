@@ -81,7 +81,7 @@ class GenerationJob:
 
         ``frames_per_second`` in the table is the speed of the clip's batch, text, sampling and decoding together.
         """
-        steps = steps or self.generator.default_steps
+        steps = self.generator.default_steps if steps is None else steps
         scale = self.generator.default_guidance_scale if guidance_scale is None else guidance_scale
         rows: list[dict[str, Any]] = []
         for part in Request(self.prompts).split(batch):

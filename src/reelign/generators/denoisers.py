@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from reelign.errors import ConfigError, ContractError, ModelError
-from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
+from reelign.errors import ContractError, ModelError
+from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise, recompute_blocks
 from reelign.generators.lora import (
     AdapterLayout,
     LoraOptions,
@@ -82,12 +82,7 @@ class Denoisers:
             if options.lora is not None and not options.train_all:
                 add_adapter(network, options.lora)
             if options.gradient_checkpointing:
-                if not getattr(network, "_supports_gradient_checkpointing", True):
-                    raise ConfigError(
-                        f"diffusers cannot recompute the blocks of a {type(network).__name__}; set "
-                        "generator.gradient_checkpointing to false"
-                    )
-                network.enable_gradient_checkpointing()  # type: ignore[operator]
+                recompute_blocks(network)
             put_on_device(network, device, options.memory)
         self._scale = LossScale(self.trainable().values()) if options.dtype == "float16" else None
 

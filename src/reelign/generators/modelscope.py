@@ -21,13 +21,17 @@ from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reelign.errors import ConfigError, ModelError
+from reelign.errors import ConfigError
 from reelign.generators.family import (
+    LOADING,
     FamilyOptions,
     Features,
     Native,
+    check_kind,
+    check_size,
     check_text_length,
     discrete_prediction,
+    not_loaded,
     recomputed,
 )
 from reelign.generators.family_generator import FamilyGenerator
@@ -73,11 +77,7 @@ class ModelScope:
         self.size = options.size(NATIVE)
         self._ratio = 2 ** (len(self.vae.config.block_out_channels) - 1)
         multiple = self._ratio * 2 ** (len(parts["unet"].config.block_out_channels) - 1)
-        if self.size.height % multiple or self.size.width % multiple:
-            raise ConfigError(
-                f"height and width must be multiples of {multiple} for this model; got "
-                f"{self.size.height}x{self.size.width}"
-            )
+        check_size("ModelScope", self.size, multiple)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip; a latent frame is a frame."""
@@ -129,6 +129,7 @@ def load_modelscope(**options: Any) -> FamilyGenerator:
     """
     chosen = ModelScopeOptions(**options)
     source, dtype = resolve_model(chosen.model), torch.float32 if chosen.train_all else getattr(torch, chosen.dtype)
+    check_kind(chosen, source)
     try:
         parts = {
             "unet": open_component(UNet3DConditionModel, source, "unet", torch_dtype=dtype),
@@ -137,7 +138,6 @@ def load_modelscope(**options: Any) -> FamilyGenerator:
             "tokenizer": open_component(CLIPTokenizer, source, "tokenizer"),
             "scheduler": open_component(DDIMScheduler, source, "scheduler"),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"no ModelScope text-to-video could be loaded from {chosen.model!r}: {reason}") from error
+    except LOADING as error:
+        raise not_loaded(chosen, error) from error
     return FamilyGenerator(ModelScope(parts, chosen), chosen)

@@ -56,6 +56,22 @@ def random_wan_folder(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A tiny random checkpoint of a family by the name of its case; each is made once, and only read."""
+    import tiny_families as tiny
+    from family_cases import CASES
+
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = tiny.build(CASES[name].maker, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
+
+
 @pytest.fixture
 def random() -> torch.Generator:
     """A seeded source of random numbers."""

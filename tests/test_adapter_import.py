@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny_families as tiny
 import torch
 from diffusers import UNet3DConditionModel
-from tiny_modelscope import SIZE, build
 from torch import nn
 
 from reelign.contracts import Request
@@ -15,6 +15,7 @@ from reelign.generators.lora import LoraOptions, adapter_options, adapter_parame
 from reelign.generators.lora_import import PLAIN, published_options, published_state
 from reelign.generators.modelscope import load_modelscope
 
+SIZE = {"height": 32, "width": 32, "frames": 4, "device": "cpu"}
 # Transformers of the tiny network, diffusers' name and that of ModelScope's own program; a level has two blocks there.
 TINY = {
     "transformer_in": "input_blocks.0.1",
@@ -32,7 +33,7 @@ LINEARS = [f"transformer_blocks.0.attn{i}.to_{x}" for i in (1, 2) for x in ("q",
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("modelscope"))
+    return tiny.build(tiny.modelscope, tmp_path_factory.mktemp("modelscope"))
 
 
 def plain_unet(folder):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import tiny_families
-import tiny_modelscope
 import torch
 from PIL import Image
 from test_opensora import folders as opensora  # noqa: F401
@@ -67,7 +66,7 @@ def made(request, tmp_path_factory):
             return request.getfixturevalue("opensora")
         folder = tmp_path_factory.mktemp(kind)
         if kind == "modelscope":
-            return {"model": str(tiny_modelscope.build(folder))}
+            return {"model": str(tiny_families.build(tiny_families.modelscope, folder))}
         tiny_families.build(tiny_families.stable_video_diffusion, folder)
         Image.new("RGB", (32, 32), "red").save(folder / "red.png")
         lines = [json.dumps({"prompt": prompt, "first_frame": "red.png"}) for prompt in PROMPTS]

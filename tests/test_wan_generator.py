@@ -6,14 +6,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline
 
 from reelign.contracts import Generator, Request
-from reelign.diagnosis import WanGrid, pipeline_latents
+from reelign.diagnosis import WanGrid
 from reelign.errors import ConfigError, ContractError, DataError, ModelError
 from reelign.generators.wan import WEIGHTS, load_wan, noise_path
 from reelign.generators.wan_vae import decode_frames, needed_prefix
-from reelign.sampling import ChainOptions, chain, generate, seeded_noise
+from reelign.sampling import generate, seeded_noise
 from reelign.zoo.tiny_wan import SHIFT
 
 PROMPTS = ("a red circle moving left", "a blue square bouncing")
@@ -42,16 +42,6 @@ def test_it_is_a_generator(wan):
     assert wan.latent_shape() == (8, 5, 8, 8)
     assert wan.frames() == 17
     assert wan.path.shift == SHIFT
-
-
-@torch.no_grad()
-def test_chain_equals_the_pipeline(wan):
-    shake(wan)
-    x = seeded_noise(wan.latent_shape(), [0, 1])
-    condition = wan.encode(Request(PROMPTS))
-    ours = chain(wan, x, condition, wan.path.schedule(3), ChainOptions(3.0))
-    theirs = pipeline_latents(wan, list(PROMPTS), x)
-    assert (ours - theirs).abs().max() / theirs.abs().max() <= 1e-4
 
 
 @torch.no_grad()
@@ -151,36 +141,10 @@ def test_adapter_loads_back_exactly(wan, folder, tmp_path):
         again.load(str(tmp_path / "nowhere"))
 
 
-def test_two_experts_switch_at_the_boundary(folder):
-    """Wan 2.2: the first expert above the boundary, the second below; the pipeline agrees."""
-    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
-    torch.manual_seed(1)
-    second = WanTransformer3DModel.from_config(pipe.transformer.config)
-    from reelign.generators.wan import WanGenerator, WanOptions
-
-    both = WanPipeline(**{**pipe.components, "transformer_2": second, "boundary_ratio": 0.9})
-    generator = WanGenerator(both, WanOptions(device="cpu"), {"height": 64, "width": 64, "frames": 17, "fps": 8})
-    with torch.no_grad():
-        x, condition = seeded_noise(generator.latent_shape(), [0]), generator.encode(Request(PROMPTS[:1]))
-        ours = chain(generator, x, condition, generator.path.schedule(3), ChainOptions(3.0))
-        theirs = pipeline_latents(generator, [PROMPTS[0]], x)
-    assert (ours - theirs).abs().max() / theirs.abs().max() <= 1e-4
-    assert {name.split(".")[0] for name in generator.trainable()} == {"0", "1"}
-
-
-def test_bfloat16_stays_close(folder):
-    full, half = (load_wan(model=str(folder), device="cpu", dtype=d) for d in ("float32", "bfloat16"))
-    x, condition = torch.randn(1, *full.latent_shape()), full.encode(Request(PROMPTS[:1]))
-    with torch.no_grad():
-        a, b = (g.predict(x, torch.tensor(500.0), condition).float() for g in (full, half))
-    assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
-    assert all(p.dtype == torch.float32 for p in half.trainable().values())
-
-
 def test_bad_input_is_one_clear_line(folder, tmp_path):
     with pytest.raises(ModelError, match="no model folder"):
         load_wan(model=str(tmp_path / "missing"))
-    with pytest.raises(ModelError, match="no Wan pipeline could be loaded"):
+    with pytest.raises(ModelError, match="no model of kind wan could be loaded"):
         load_wan(model=str(tmp_path))
     with pytest.raises(ConfigError, match=r"clips of 4·n \+ 1 frames; got 16"):
         load_wan(model=str(folder), frames=16)

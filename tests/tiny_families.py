@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -93,25 +95,69 @@ def stable_video_diffusion(folder):
     ).save_pretrained(folder)
 
 
-def wan_image(folder, image_dim=None, experts=1, expand_timesteps=False):
-    def transformer():
-        return diffusers.WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=4 if expand_timesteps else 12, out_channels=4,
-            text_dim=32, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32, image_dim=image_dim,
-            added_kv_proj_dim=24 if image_dim else None,
-        )  # fmt: skip
+def wan_transformer(**changed):
+    return diffusers.WanTransformer3DModel(
+        **{
+            "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 32,
+            "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32, **changed,
+        }
+    )  # fmt: skip
 
+
+def wan_parts(experts, **changed):
+    """What text-to-video and image-to-video share."""
     vae = diffusers.AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
         latents_mean=[0.1, -0.1, 0.0, 0.2], latents_std=[1.5, 0.7, 1.0, 2.0],
     )  # fmt: skip
+    return {
+        "tokenizer": tokenizer(512), "text_encoder": t5(UMT5EncoderModel, UMT5Config), "vae": vae,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "transformer": wan_transformer(**changed),
+        "transformer_2": wan_transformer(**changed) if experts == 2 else None,
+        "boundary_ratio": 0.9 if experts == 2 else None,
+    }  # fmt: skip
+
+
+def wan(folder, experts=1, expand_timesteps=False):
+    diffusers.WanPipeline(**wan_parts(experts), expand_timesteps=expand_timesteps).save_pretrained(folder)
+
+
+def wan_image(folder, image_dim=None, experts=1, expand_timesteps=False):
+    changed = {"in_channels": 4 if expand_timesteps else 12, "image_dim": image_dim}
+    changed["added_kv_proj_dim"] = 24 if image_dim else None
     diffusers.WanImageToVideoPipeline(
-        tokenizer=tokenizer(512), text_encoder=t5(UMT5EncoderModel, UMT5Config), vae=vae,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=transformer(),
-        transformer_2=transformer() if experts == 2 else None, boundary_ratio=0.9 if experts == 2 else None,
-        image_encoder=clip_vision(CLIPVisionModel) if image_dim else None,
+        **wan_parts(experts, **changed), image_encoder=clip_vision(CLIPVisionModel) if image_dim else None,
         image_processor=image_processor() if image_dim else None, expand_timesteps=expand_timesteps,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def modelscope(folder):
+    unet = diffusers.UNet3DConditionModel(
+        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=8,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8,
+    )  # fmt: skip
+    words = {
+        w: i for i, w in enumerate(["<|startoftext|>", "<|endoftext|>", *"abcdefgot", *(f"{c}</w>" for c in "agt")])
+    }
+    (folder / "vocab.json").write_text(json.dumps(words))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    letters = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    diffusers.TextToVideoSDPipeline(vae, text, letters, unet, scheduler).save_pretrained(folder)
 
 
 def cogvideox(folder, image=False, later=False):
@@ -195,6 +241,6 @@ def build(maker, folder: Path, **options):
     """Write a folder and make its parts' classes ones that every version of transformers knows."""
     torch.manual_seed(0)
     maker(folder, **options)
-    for file in (folder / "model_index.json", *folder.glob("tokenizer*/tokenizer_config.json")):
+    for file in (*folder.glob("model_index.json"), *folder.glob("tokenizer*/tokenizer_config.json")):
         file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     return folder

@@ -36,6 +36,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise DataError("a request needs at least one prompt; got none")
+        if blank := [number for number, prompt in enumerate(self.prompts, 1) if not prompt.strip()]:
+            raise DataError(f"a prompt says what to show; number {blank[0]} of {len(self.prompts)} is empty")
         for extra in (self.source_videos, self.first_frames):
             if extra is not None and len(extra) != len(self.prompts):
                 raise DataError(f"one source per prompt: {len(self.prompts)} prompts, {len(extra)} sources")

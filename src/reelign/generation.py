@@ -86,7 +86,7 @@ class GenerationJob:
         Raises:
             ConfigError: η above 0 for a causal generator, whose chains have a noise of their own.
         """
-        steps = steps or self.generator.default_steps
+        steps = self.generator.default_steps if steps is None else steps
         scale = self.generator.default_guidance_scale if guidance_scale is None else guidance_scale
         rows: list[dict[str, Any]] = []
         for part in Request(self.prompts).split(batch):

@@ -18,17 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reelign.errors import ConfigError, ModelError
 from reelign.generators.family import (
     FamilyOptions,
     Features,
     Native,
+    check_kind,
+    check_size,
     check_text_length,
     discrete_prediction,
-    load_pipeline,
     recomputed,
 )
-from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.family_generator import FamilyGenerator, load_family
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model
@@ -76,17 +76,9 @@ class CogVideoX:
         self.takes_image = "ImageToVideo" in type(pipeline).__name__
         self.networks = {"transformer": network}
         self.frozen, self.encoders = [self.vae], [pipeline.text_encoder]
-        self._check_size()
+        check_size("CogVideoX", self.size, pipeline.vae_scale_factor_spatial * self.config.patch_size, 8)
         latent_frames = (self.size.frames - 1) // 4 + 1
         self._padding = -latent_frames % self.config.patch_size_t if later else 0
-
-    def _check_size(self) -> None:
-        multiple = self.pipeline.vae_scale_factor_spatial * self.config.patch_size
-        frames, height, width = self.size
-        if (frames - 1) % 8:
-            raise ConfigError(f"CogVideoX makes clips of 8·n + 1 frames; got {frames}")
-        if height % multiple or width % multiple:
-            raise ConfigError(f"height and width must be multiples of {multiple} for this model; got {height}x{width}")
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w]; version 1.5 has a frame more in front, so that F is even."""
@@ -157,22 +149,9 @@ class CogVideoX:
 
 
 def load_cogvideox(**options: Any) -> FamilyGenerator:
-    """Load a CogVideoX generator; keyword arguments are those of ``CogVideoXOptions``.
-
-    Raises:
-        ModelError: the folder or hub id holds no CogVideoX pipeline.
-        ConfigError: a size that the model cannot make.
-    """
-    from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, DiffusionPipeline
+    """A CogVideoX generator; options are those of ``CogVideoXOptions``. Raises as ``load_family``."""
+    import diffusers
 
     chosen = CogVideoXOptions(**options)
-    pipelines = {p.__name__: p for p in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
-    try:
-        name = DiffusionPipeline.load_config(resolve_model(chosen.model)).get("_class_name")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"no CogVideoX pipeline could be loaded from {chosen.model!r}: {reason}") from error
-    if name not in pipelines:
-        raise ModelError(f"a CogVideoX folder holds a {' or '.join(pipelines)}; {chosen.model!r} holds a {name}")
-    pipeline = load_pipeline(pipelines[name], chosen, "CogVideoX pipeline", half=("transformer", "text_encoder"))
-    return FamilyGenerator(CogVideoX(pipeline, chosen), chosen)
+    pipeline = getattr(diffusers, check_kind(chosen, resolve_model(chosen.model)))
+    return load_family(CogVideoX, chosen, pipeline, ("transformer", "text_encoder"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reelign.distributed import leads, shards
 from reelign.errors import ConfigError, ContractError, ModelError
-from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise
+from reelign.generators.levers import MemoryOptions, check_memory, put_on_device, quantise, recompute_blocks
 from reelign.generators.lora import (
     AdapterLayout,
     LoraOptions,
@@ -85,12 +85,7 @@ class Denoisers:
             if options.lora is not None and not options.train_all:
                 add_adapter(network, options.lora)
             if options.gradient_checkpointing:
-                if not getattr(network, "_supports_gradient_checkpointing", True):
-                    raise ConfigError(
-                        f"diffusers cannot recompute the blocks of a {type(network).__name__}; set "
-                        "generator.gradient_checkpointing to false"
-                    )
-                network.enable_gradient_checkpointing()  # type: ignore[operator]
+                recompute_blocks(network)
             if shards():
                 shard(network, device, options.train_all)
             else:

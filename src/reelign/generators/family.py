@@ -12,22 +12,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reelign.contracts import NoisePath
-from reelign.errors import DataError, ModelError
+from reelign.contracts import NoisePath, Request
+from reelign.errors import ConfigError, DataError, ModelError
 from reelign.generators.levers import MemoryOptions
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.zoo.models import resolve_model
 from reelign.zoo.skeletons import open_pipeline
 
 Features = dict[str, Tensor]
+# Which kind of generator makes clips from a folder, by the class that its model_index.json names.
+KINDS = {
+    "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan_image",
+    "CogVideoXPipeline": "cogvideox",
+    "CogVideoXImageToVideoPipeline": "cogvideox",
+    "LTXPipeline": "ltx",
+    "LTXImageToVideoPipeline": "ltx",
+    "LTXConditionPipeline": "ltx",
+    "HunyuanVideoPipeline": "hunyuan_video",
+    "StableVideoDiffusionPipeline": "stable_video_diffusion",
+    "TextToVideoSDPipeline": "modelscope",
+    "VideoToVideoSDPipeline": "modelscope",
+}
 Result = TypeVar("Result")
+LOADING = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 class Size(NamedTuple):
@@ -57,9 +74,10 @@ class Native:
 
 
 class FamilyOptions(BaseModel):
-    """What every family's options have; a family adds ``kind`` and what is its own.
+    """What every family's options have; a family adds what is its own.
 
     Args:
+        kind: the family, one word that it alone takes.
         model: a folder, or a hub id, in the published layout.
         height, width, frames, fps: of a clip; None takes the family's own.
         negative_prompt: what guidance moves away from; None is a generator without guidance.
@@ -81,6 +99,7 @@ class FamilyOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: str
     model: str
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
@@ -102,6 +121,22 @@ class FamilyOptions(BaseModel):
     def size(self, native: Native) -> Size:
         """Of one clip: as asked, else as the family was published."""
         return Size(self.frames or native.frames, self.height or native.height, self.width or native.width)
+
+
+class ModelOptions(Protocol):
+    """What a generator's options say about its folder; see ``FamilyOptions``."""
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16", "float16"]: ...  # noqa: D102
+
+    @property
+    def train_all(self) -> bool: ...  # noqa: D102
 
 
 class Family(Protocol):
@@ -203,6 +238,29 @@ def checked_frames(frames: Sequence[int] | None, total: int) -> list[int]:
     return wanted
 
 
+def check_size(family: str, size: Size, multiple: int, every: int = 1) -> None:
+    """Refuse a size that the model cannot make; raises ConfigError.
+
+    Args:
+        family: its name, for the error.
+        size: of one clip.
+        multiple: of which height and width are multiples.
+        every: frames are this times n, and 1.
+    """
+    if (size.frames - 1) % every:
+        raise ConfigError(f"{family} makes clips of {every}·n + 1 frames; got {size.frames}")
+    if size.height % multiple or size.width % multiple:
+        raise ConfigError(
+            f"height and width must be multiples of {multiple} for this model; got {size.height}x{size.width}"
+        )
+
+
+def refuse_pictures(request: Request) -> None:
+    """Refuse first frames for a model of texts; raises DataError."""
+    if request.first_frames is not None:
+        raise DataError("this model makes clips from text alone: leave first_frames out of the request")
+
+
 def recomputed(function: Callable[..., Result], *arguments: Any, when: bool = True) -> Result:
     """``function(*arguments)``, whose activations are computed again in the backward pass ``when`` so asked."""
     if not (when and torch.is_grad_enabled()):
@@ -234,13 +292,51 @@ def discrete_prediction(scheduler: Any) -> Literal["epsilon", "v"]:
     return kinds[kind]
 
 
-def load_pipeline(pipeline: Any, options: FamilyOptions, what: str, half: Sequence[str] = ()) -> Any:
+def check_kind(options: ModelOptions, source: str) -> str:
+    """The class of pipeline that a folder or hub id names; refuses one that another kind of generator reads.
+
+    Raises:
+        ModelError: of another kind, the folder names none, or lacks a part that it names.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        raise not_loaded(options, error) from error
+    found = str(index.get("_class_name"))
+    # Wan 2.2 TI2V 5B is published as a WanPipeline, and begins from pictures too.
+    if KINDS.get(found) == options.kind or (options.kind == "wan_image" and index.get("expand_timesteps")):
+        _check_parts(options, source, index)
+        return found
+    wanted = " or ".join(name for name, kind in KINDS.items() if kind == options.kind)
+    hint = f"set generator.kind to {KINDS[found]}" if found in KINDS else "choose another model"
+    raise ModelError(f"generator.kind {options.kind} reads a {wanted}; {options.model!r} holds a {found}: {hint}")
+
+
+def _check_parts(options: ModelOptions, source: str, index: Mapping[str, Any]) -> None:
+    """Refuse a local folder without the folder of a part: libraries then say nothing, or not which."""
+    parts = [name for name, value in index.items() if isinstance(value, (list, tuple)) and value[0] is not None]
+    missing = [name for name in parts if Path(source).is_dir() and not (Path(source) / name).is_dir()]
+    if missing:
+        raise ModelError(
+            f"a model of kind {options.kind} has the parts {', '.join(parts)}; {options.model!r} lacks "
+            f"{', '.join(missing)}: fetch the whole folder"
+        )
+
+
+def not_loaded(options: ModelOptions, error: Exception) -> ModelError:
+    """That nothing could be loaded, and why, in one line."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ModelError(f"no model of kind {options.kind} could be loaded from {options.model!r}: {reason}")
+
+
+def load_pipeline(pipeline: Any, options: ModelOptions, half: Sequence[str] = ()) -> Any:
     """A diffusers pipeline of a folder or hub id.
 
     Args:
         pipeline: the class.
-        options: ``model``, ``dtype`` and ``train_all`` are read.
-        what: the family's name, for the error.
+        options: which model, in what precision.
         half: components that go to ``dtype``; all others are float32, as the decoder loses detail in half precision.
 
     Raises:
@@ -250,8 +346,8 @@ def load_pipeline(pipeline: Any, options: FamilyOptions, what: str, half: Sequen
     # What is trained whole keeps full precision.
     dtypes = {name: torch.float32 if options.train_all and "encoder" not in name else dtype for name in half}
     source = resolve_model(options.model)
+    check_kind(options, source)
     try:
         return open_pipeline(pipeline, source, {**dtypes, "default": torch.float32})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"no {what} could be loaded from {options.model!r}: {reason}") from error
+    except LOADING as error:
+        raise not_loaded(options, error) from error

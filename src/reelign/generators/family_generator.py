@@ -6,9 +6,10 @@ and pictures, and, for image-to-video, clips that go on from one another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,19 @@ from reelign.contracts import Condition, Request
 from reelign.datasets.first_frames import FirstFrames
 from reelign.errors import ConfigError, DataError
 from reelign.generators.denoisers import Denoisers
-from reelign.generators.family import Family, FamilyOptions, Features, OwnNegative, checked_frames, pick_device
+from reelign.generators.family import (
+    Family,
+    FamilyOptions,
+    Features,
+    OwnNegative,
+    checked_frames,
+    load_pipeline,
+    pick_device,
+    refuse_pictures,
+)
 from reelign.generators.levers import check_tiles, decode_in_parts, in_slices
+
+Options = TypeVar("Options", bound=FamilyOptions)
 
 
 class FamilyGenerator:
@@ -129,8 +141,7 @@ class FamilyGenerator:
     def _first_frames(self, request: Request) -> Tensor | None:
         pictures = request.first_frames
         if not self.family.takes_image:
-            if pictures is not None:
-                raise DataError("this model makes clips from text alone: leave first_frames out of the request")
+            refuse_pictures(request)
             return None
         if pictures is None and request.source_videos is not None:
             pictures = request.source_videos[:, 0]
@@ -227,3 +238,20 @@ class FamilyGenerator:
     def load(self, folder: str) -> None:
         """Read back what ``save`` wrote, bit for bit."""
         self.denoisers.load(folder)
+
+
+def load_family(
+    family: Callable[[Any, Options], Family], options: Options, pipeline: Any, half: Sequence[str]
+) -> FamilyGenerator:
+    """A generator of a family around a diffusers pipeline.
+
+    Args:
+        family: made of the loaded pipeline and the options.
+        options: what was asked.
+        pipeline, half: as for ``load_pipeline``.
+
+    Raises:
+        ModelError: the folder or hub id holds no such pipeline, or one of another kind.
+        ConfigError: a size that the model cannot make.
+    """
+    return FamilyGenerator(family(load_pipeline(pipeline, options, half), options), options)

@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from reelign.errors import ConfigError, ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, load_pipeline, recomputed
-from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length, recomputed
+from reelign.generators.family_generator import FamilyGenerator, load_family
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import FlowPath
 
@@ -67,18 +67,8 @@ class HunyuanVideo:
         if scheduler.get("use_dynamic_shifting"):
             raise ModelError("HunyuanVideo needs a flow scheduler with a fixed shift; this model folder's has another")
         self.path = FlowPath(float(scheduler.get("shift", 1.0)), int(scheduler.num_train_timesteps), grid_end=0.0)
-        self._check_size()
-
-    def _check_size(self) -> None:
-        time, multiple = (
-            self.vae.temporal_compression_ratio,
-            self.vae.spatial_compression_ratio * self.config.patch_size,
-        )
-        frames, height, width = self.size
-        if (frames - 1) % time:
-            raise ConfigError(f"HunyuanVideo makes clips of {time}·n + 1 frames; got {frames}")
-        if height % multiple or width % multiple:
-            raise ConfigError(f"height and width must be multiples of {multiple} for this model; got {height}x{width}")
+        multiple = self.vae.spatial_compression_ratio * self.config.patch_size
+        check_size("HunyuanVideo", self.size, multiple, self.vae.temporal_compression_ratio)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip."""
@@ -128,15 +118,12 @@ class HunyuanVideo:
 
 
 def load_hunyuan_video(**options: Any) -> FamilyGenerator:
-    """Load a HunyuanVideo generator; keyword arguments are those of ``HunyuanVideoOptions``.
-
-    Raises:
-        ModelError: the folder or hub id holds no ``HunyuanVideoPipeline``.
-        ConfigError: a size that the model cannot make.
-    """
+    """A HunyuanVideo generator; options are those of ``HunyuanVideoOptions``. Raises as ``load_family``."""
     from diffusers import HunyuanVideoPipeline
 
-    chosen = HunyuanVideoOptions(**options)
-    half = ("transformer", "text_encoder", "text_encoder_2")
-    pipeline = load_pipeline(HunyuanVideoPipeline, chosen, "HunyuanVideo pipeline", half)
-    return FamilyGenerator(HunyuanVideo(pipeline, chosen), chosen)
+    return load_family(
+        HunyuanVideo,
+        HunyuanVideoOptions(**options),
+        HunyuanVideoPipeline,
+        ("transformer", "text_encoder", "text_encoder_2"),
+    )

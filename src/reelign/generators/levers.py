@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reelign.errors import ConfigError
 from reelign.optimisation import bitsandbytes
@@ -58,6 +59,28 @@ class MemoryOptions(BaseModel):
     def foldable(self) -> bool:
         """Whether the network's weights are there to fold an adapter into."""
         return self.quantise == "none" and not self.offload
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Recompute the network's blocks in the backward pass: as its class does it, else every block as a whole.
+
+    diffusers does not do it for ModelScope's U-Net.
+    """
+    if getattr(network, "_supports_gradient_checkpointing", True):
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+        return
+    blocks = [block for name in ("down_blocks", "up_blocks") for block in network.get_submodule(name).children()]
+    for block in (network.get_submodule("transformer_in"), *blocks, network.get_submodule("mid_block")):
+        block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+    return run
 
 
 def check_memory(memory: MemoryOptions, *, train_all: bool = False, compiled: bool = False) -> None:

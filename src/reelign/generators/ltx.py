@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from reelign.errors import ConfigError, ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, load_pipeline, recomputed
-from reelign.generators.family_generator import FamilyGenerator
+from reelign.errors import ModelError
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length, recomputed
+from reelign.generators.family_generator import FamilyGenerator, load_family
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import FlowPath
 
@@ -66,17 +66,10 @@ class Ltx:
         self.fps = float(options.fps or NATIVE.fps)
         if network.config.patch_size != 1 or network.config.patch_size_t != 1:
             raise ModelError(f"LTX-Video's tokens are single latents; {options.model!r} has patches of several")
-        self._check_size()
+        space, time = pipeline.vae_spatial_compression_ratio, pipeline.vae_temporal_compression_ratio
+        check_size("LTX-Video", self.size, space, time)
         _, frames, height, width = self.latent_shape()
         self.path = noise_path(pipeline.scheduler.config, frames * height * width)
-
-    def _check_size(self) -> None:
-        space, time = self.pipeline.vae_spatial_compression_ratio, self.pipeline.vae_temporal_compression_ratio
-        frames, height, width = self.size
-        if (frames - 1) % time:
-            raise ConfigError(f"LTX-Video makes clips of {time}·n + 1 frames; got {frames}")
-        if height % space or width % space:
-            raise ConfigError(f"height and width must be multiples of {space} for this model; got {height}x{width}")
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip."""
@@ -178,14 +171,7 @@ def noise_path(scheduler: Any, latents: int) -> FlowPath:
 
 
 def load_ltx(**options: Any) -> FamilyGenerator:
-    """Load an LTX-Video generator; keyword arguments are those of ``LtxOptions``.
-
-    Raises:
-        ModelError: the folder or hub id holds no ``LTXPipeline``.
-        ConfigError: a size that the model cannot make.
-    """
+    """An LTX-Video generator; options are those of ``LtxOptions``. Raises as ``load_family``."""
     from diffusers import LTXPipeline
 
-    chosen = LtxOptions(**options)
-    pipeline = load_pipeline(LTXPipeline, chosen, "LTX-Video pipeline", half=("transformer", "text_encoder"))
-    return FamilyGenerator(Ltx(pipeline, chosen), chosen)
+    return load_family(Ltx, LtxOptions(**options), LTXPipeline, ("transformer", "text_encoder"))

@@ -12,8 +12,7 @@ Left out: training of the text encoder (in VADER's program it never trained: its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,13 +21,17 @@ from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reelign.errors import ConfigError, ModelError
+from reelign.errors import ConfigError
 from reelign.generators.family import (
+    LOADING,
     FamilyOptions,
     Features,
     Native,
+    check_kind,
+    check_size,
     check_text_length,
     discrete_prediction,
+    not_loaded,
     recomputed,
 )
 from reelign.generators.family_generator import FamilyGenerator
@@ -56,25 +59,6 @@ class ModelScopeOptions(FamilyOptions):
     decode_chunk: int = Field(0, ge=0)
 
 
-def recompute_blocks(unet: Any) -> None:
-    """Make diffusers' U-Net, which cannot by itself, recompute each of its blocks in the backward pass."""
-
-    def recomputing(block: Any) -> Callable[..., Any]:
-        forward = block.forward
-
-        def run(*arguments: Any, **named: Any) -> Any:
-            return recomputed(partial(forward, **named), *arguments)
-
-        return run
-
-    def enable() -> None:
-        for block in (unet.transformer_in, *unet.down_blocks, unet.mid_block, *unet.up_blocks):
-            block.forward = recomputing(block)
-
-    unet._supports_gradient_checkpointing = True
-    unet.enable_gradient_checkpointing = enable
-
-
 class ModelScope:
     """A ``Family`` around the parts of a ``TextToVideoSDPipeline``, by their names in its folder."""
 
@@ -87,19 +71,13 @@ class ModelScope:
         self.options = options
         self.vae, self.text_encoder, self.tokenizer = (parts[name] for name in ("vae", "text_encoder", "tokenizer"))
         self.networks = {"unet": parts["unet"]}
-        if options.gradient_checkpointing:
-            recompute_blocks(parts["unet"])
         self.frozen, self.encoders = [self.vae], [self.text_encoder]
         scheduler = parts["scheduler"]
         self.path = DiscretePath(scheduler.alphas_cumprod.double(), discrete_prediction(scheduler.config))
         self.size = options.size(NATIVE)
         self._ratio = 2 ** (len(self.vae.config.block_out_channels) - 1)
         multiple = self._ratio * 2 ** (len(parts["unet"].config.block_out_channels) - 1)
-        if self.size.height % multiple or self.size.width % multiple:
-            raise ConfigError(
-                f"height and width must be multiples of {multiple} for this model; got "
-                f"{self.size.height}x{self.size.width}"
-            )
+        check_size("ModelScope", self.size, multiple)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip; a latent frame is a frame."""
@@ -151,6 +129,7 @@ def load_modelscope(**options: Any) -> FamilyGenerator:
     """
     chosen = ModelScopeOptions(**options)
     source, dtype = resolve_model(chosen.model), torch.float32 if chosen.train_all else getattr(torch, chosen.dtype)
+    check_kind(chosen, source)
     try:
         parts = {
             "unet": open_component(UNet3DConditionModel, source, "unet", torch_dtype=dtype),
@@ -159,7 +138,6 @@ def load_modelscope(**options: Any) -> FamilyGenerator:
             "tokenizer": open_component(CLIPTokenizer, source, "tokenizer"),
             "scheduler": open_component(DDIMScheduler, source, "scheduler"),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"no ModelScope text-to-video could be loaded from {chosen.model!r}: {reason}") from error
+    except LOADING as error:
+        raise not_loaded(chosen, error) from error
     return FamilyGenerator(ModelScope(parts, chosen), chosen)

@@ -17,7 +17,7 @@ multiple of 17 (for 2 to 16 the published r is 0, and the first time is not a nu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ class OpenSora:
         self.told = (float(asked.height), float(asked.width))
         self.told_fps = PICTURE_FPS if asked.frames == 1 else float(options.fps or NATIVE.fps)
         self.size = Size(asked.frames, *(n // SPATIAL_RATIO * SPATIAL_RATIO for n in asked[1:]))
-        self.networks: Mapping[str, nn.Module] = {"stdit": network}
+        self.networks = {"stdit": network}
         self.frozen: Sequence[nn.Module] = [vae]
         self.encoders: Sequence[nn.Module] = [text_encoder]
         self.suffix = "" if options.aesthetic_score is None else f" {SCORE} {options.aesthetic_score:.1f}."
@@ -157,7 +157,7 @@ class OpenSora:
     def predict(self, x: Tensor, t: Tensor, features: Features) -> Tensor:
         """The flow ε − x_0 for latents x [B,C,F,h,w] at t [B] in [0,1000]; the network says x_0 − ε."""
         fps = torch.full_like(t, self.told_fps, dtype=torch.float32)
-        output = self.network(x, t, features["text"], features["mask"], self.told, fps)
+        output = self.networks["stdit"](x, t, features["text"], features["mask"], self.told, fps)
         return -output[:, : x.shape[1]]  # type: ignore[no-any-return]
 
     def decode(self, x: Tensor, frames: Sequence[int]) -> Tensor:

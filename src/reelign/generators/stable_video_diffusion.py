@@ -23,9 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from reelign.errors import ConfigError, ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, load_pipeline, recomputed
-from reelign.generators.family_generator import FamilyGenerator
+from reelign.errors import ModelError
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, recomputed
+from reelign.generators.family_generator import FamilyGenerator, load_family
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import KarrasPath
 
@@ -70,11 +70,7 @@ class StableVideoDiffusion:
         self.frozen, self.encoders = [self.vae], [pipeline.image_encoder]
         self.guidance: Tensor | None = torch.linspace(0, 1, self.size.frames).view(-1, 1, 1)
         multiple = pipeline.vae_scale_factor * 2 ** (len(unet.config.block_out_channels) - 1)
-        if self.size.height % multiple or self.size.width % multiple:
-            raise ConfigError(
-                f"height and width must be multiples of {multiple} for this model; got "
-                f"{self.size.height}x{self.size.width}"
-            )
+        check_size("Stable Video Diffusion", self.size, multiple)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip; a latent frame is a frame."""
@@ -153,15 +149,12 @@ def noise_path(scheduler: Any) -> KarrasPath:
 
 
 def load_stable_video_diffusion(**options: Any) -> FamilyGenerator:
-    """Load a Stable Video Diffusion generator; keyword arguments are those of ``StableVideoDiffusionOptions``.
-
-    Raises:
-        ModelError: the folder or hub id holds no ``StableVideoDiffusionPipeline``.
-        ConfigError: a size that the model cannot make.
-    """
+    """A generator; options are those of ``StableVideoDiffusionOptions``. Raises as ``load_family``."""
     from diffusers import StableVideoDiffusionPipeline
 
-    chosen = StableVideoDiffusionOptions(**options)
-    half = ("unet", "image_encoder")
-    pipeline = load_pipeline(StableVideoDiffusionPipeline, chosen, "Stable Video Diffusion pipeline", half)
-    return FamilyGenerator(StableVideoDiffusion(pipeline, chosen), chosen)
+    return load_family(
+        StableVideoDiffusion,
+        StableVideoDiffusionOptions(**options),
+        StableVideoDiffusionPipeline,
+        ("unet", "image_encoder"),
+    )

@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from reelign.errors import ConfigError, DataError, ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, recomputed
+from reelign.errors import DataError, ModelError
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length, recomputed
 from reelign.generators.family_generator import FamilyGenerator
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.generators.videocrafter_checkpoint import LATENT_SCALE, load_parts, noise_path
@@ -81,11 +81,7 @@ class VideoCrafter:
         self._told = float(options.conditioning_fps or options.fps or NATIVE.fps)
         self._ratio = 2 ** (len(self.vae.config.block_out_channels) - 1)
         multiple = self._ratio * 2 ** (len(self.unet.sizes.channels) - 1)
-        if self.size.height % multiple or self.size.width % multiple:
-            raise ConfigError(
-                f"height and width must be multiples of {multiple} for this model; got {self.size.height}x"
-                f"{self.size.width}"
-            )
+        check_size("VideoCrafter2", self.size, multiple)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """[C,F,h,w] of one clip."""
@@ -106,7 +102,7 @@ class VideoCrafter:
 
     def predict(self, x: Tensor, t: Tensor, features: Features) -> Tensor:
         """ε for latents x [B,C,F,h,w] at t [B] in [0,999]."""
-        output: Tensor = self.unet(x, t, features["text"], features["fps"])
+        output: Tensor = self.networks["unet"](x, t, features["text"], features["fps"])
         return output
 
     def decode(self, x: Tensor, frames: Sequence[int]) -> Tensor:

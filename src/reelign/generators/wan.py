@@ -26,13 +26,12 @@ from reelign.contracts import Condition, Request
 from reelign.distributed import shards
 from reelign.errors import ConfigError, ModelError
 from reelign.generators.denoisers import Denoisers
-from reelign.generators.family import check_text_length, pick_device
+from reelign.generators.family import Size, check_size, check_text_length, load_pipeline, pick_device, refuse_pictures
 from reelign.generators.levers import MemoryOptions, check_memory, check_tiles, decode_in_parts, in_slices
 from reelign.generators.lora import FILES, LoraOptions
 from reelign.generators.wan_vae import decode_frames, decode_latent_frame, empty_memory, latent_statistics
 from reelign.paths import FlowPath
 from reelign.zoo.models import resolve_model
-from reelign.zoo.skeletons import open_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +95,10 @@ class WanGenerator:
         self.default_guidance_scale = float(native["guidance_scale"])
         self.device = torch.device(pick_device(options.device))
         self._dtype = getattr(torch, options.dtype)
-        self._size = (
-            options.frames or native["frames"],
-            options.height or native["height"],
-            options.width or native["width"],
-        )
-        self._check_size()
+        self._size = Size(*(int(getattr(options, edge) or native[edge]) for edge in ("frames", "height", "width")))
+        vae, network = pipeline.vae.config, pipeline.transformer or pipeline.transformer_2
+        multiple = vae.scale_factor_spatial * network.config.patch_size[1]
+        check_size("Wan", self._size, multiple, vae.scale_factor_temporal)
         check_memory(options.memory, compiled=options.compile)
         check_tiles(options.memory, pipeline.vae.config.scale_factor_spatial)
         self._texts: dict[str, Tensor] = {}
@@ -116,16 +113,6 @@ class WanGenerator:
         for expert in self.experts() if options.compile else ():
             expert.compile_repeated_blocks()  # type: ignore[operator]
 
-    def _check_size(self) -> None:
-        vae, network = self.pipeline.vae.config, self.pipeline.transformer or self.pipeline.transformer_2
-        patch = network.config.patch_size
-        ratio, multiple = vae.scale_factor_temporal, vae.scale_factor_spatial * patch[1]
-        frames, height, width = self._size
-        if (frames - 1) % ratio:
-            raise ConfigError(f"Wan makes clips of {ratio}·n + 1 frames; got {frames}")
-        if height % multiple or width % multiple:
-            raise ConfigError(f"height and width must be multiples of {multiple} for this model; got {height}x{width}")
-
     def experts(self) -> list[nn.Module]:
         """The denoising networks, in the order in which sampling uses them."""
         return self.denoisers.all()
@@ -139,11 +126,11 @@ class WanGenerator:
 
     def frames(self) -> int:
         """Frames of a decoded clip."""
-        return int(self._size[0])
+        return self._size.frames
 
     def picture_size(self) -> tuple[int, int]:
         """Height and width of a decoded clip in pixels."""
-        return int(self._size[1]), int(self._size[2])
+        return self._size.height, self._size.width
 
     def parameter_count(self) -> int:
         """Parameters of the denoising networks, adapters included."""
@@ -154,8 +141,9 @@ class WanGenerator:
         """Text states [B,L,D] of the prompts and of the negative prompt; each text is encoded once and kept.
 
         Raises:
-            DataError: a prompt has more tokens than the model reads.
+            DataError: a prompt has more tokens than the model reads, or the request has first frames.
         """
+        refuse_pictures(request)
         wanted = dict.fromkeys((self.options.negative_prompt, *request.prompts))
         missing = [text for text in wanted if text not in self._texts]
         for text in missing:
@@ -168,14 +156,14 @@ class WanGenerator:
 
     def _encode_texts(self, texts: list[str]) -> None:
         """Encode on the device and park the encoder on the CPU again; features are kept on the CPU."""
-        encoder = self.pipeline.text_encoder.to(self.device)
+        encoder = self.pipeline.text_encoder
+        encoder.to(self.device)
         for text in texts:
             states, _ = self.pipeline.encode_prompt(
                 text, do_classifier_free_guidance=False, max_sequence_length=self.text_length, device=self.device
             )
             self._texts[text] = states[0].float().cpu()
-        if self.device.type != "cpu":
-            encoder.to("cpu")
+        encoder.to("cpu")
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The flow ε − x_0 for latents x [B,C,F,h,w] at t in [0,1000], one for all or [B]."""
@@ -275,18 +263,8 @@ def load_wan(**options: Any) -> WanGenerator:
         ModelError: the folder or hub id holds no ``WanPipeline``.
     """
     chosen = WanOptions(**options)
-    source = resolve_model(chosen.model)
-    dtype = getattr(torch, chosen.dtype)
-    # The decoder loses detail in half precision; what is trained whole keeps full precision.
-    trained = torch.float32 if chosen.train_all else dtype
-    dtypes = {"transformer": trained, "transformer_2": trained, "text_encoder": dtype, "default": torch.float32}
-    try:
-        pipeline = open_pipeline(WanPipeline, source, dtypes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"no Wan pipeline could be loaded from {chosen.model!r}: {str(error).splitlines()[0]}"
-        ) from error
-    native = Path(source) / "reelign.json"
+    pipeline = load_pipeline(WanPipeline, chosen, ("transformer", "transformer_2", "text_encoder"))
+    native = Path(resolve_model(chosen.model)) / "reelign.json"
     generator = WanGenerator(pipeline, chosen, json.loads(native.read_text()) if native.is_file() else None)
     if chosen.adapter is not None:
         generator.load(chosen.adapter)

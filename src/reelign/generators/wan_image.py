@@ -20,9 +20,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from PIL import Image
 from torch import Tensor, nn
 
-from reelign.errors import ConfigError
-from reelign.generators.family import FamilyOptions, Features, Native, check_text_length, load_pipeline
-from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length
+from reelign.generators.family_generator import FamilyGenerator, load_family
 from reelign.generators.lora import AdapterLayout
 from reelign.generators.wan import noise_path
 from reelign.generators.wan_vae import decode_frames, latent_statistics
@@ -61,14 +60,7 @@ class WanImage:
         encoders = (pipeline.text_encoder, pipeline.image_encoder if self.config.image_dim is not None else None)
         self.frozen, self.encoders = [self.vae], [encoder for encoder in encoders if encoder is not None]
         self.text_length = min(512, int(pipeline.tokenizer.model_max_length))
-        ratio, multiple = self.vae.config.scale_factor_temporal, self._space * self.config.patch_size[1]
-        if (self.size.frames - 1) % ratio:
-            raise ConfigError(f"Wan makes clips of {ratio}·n + 1 frames; got {self.size.frames}")
-        if self.size.height % multiple or self.size.width % multiple:
-            raise ConfigError(
-                f"height and width must be multiples of {multiple} for this model; got "
-                f"{self.size.height}x{self.size.width}"
-            )
+        check_size("Wan", self.size, self._space * self.config.patch_size[1], self.vae.config.scale_factor_temporal)
 
     @property
     def _space(self) -> int:
@@ -161,15 +153,9 @@ def as_images(pictures: Tensor) -> list[Image.Image]:
 
 
 def load_wan_image(**options: Any) -> FamilyGenerator:
-    """Load a Wan image-to-video generator; keyword arguments are those of ``WanImageOptions``.
-
-    Raises:
-        ModelError: the folder or hub id holds no ``WanImageToVideoPipeline``.
-        ConfigError: a size that the model cannot make.
-    """
+    """A Wan image-to-video generator; options are those of ``WanImageOptions``. Raises as ``load_family``."""
     from diffusers import WanImageToVideoPipeline
 
-    chosen = WanImageOptions(**options)
-    half = ("transformer", "transformer_2", "text_encoder")
-    pipeline = load_pipeline(WanImageToVideoPipeline, chosen, "Wan image-to-video pipeline", half)
-    return FamilyGenerator(WanImage(pipeline, chosen), chosen)
+    return load_family(
+        WanImage, WanImageOptions(**options), WanImageToVideoPipeline, ("transformer", "transformer_2", "text_encoder")
+    )

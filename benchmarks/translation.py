@@ -151,7 +151,8 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
             table.setdefault(name, {})[to] = {m: over_seeds(v) for m, v in values.items()}
     differences = []
     for first, second, measure in QUESTIONS:
-        if first in by_name and second in by_name:
+        seeds = [{run["seed"] for run in by_name.get(name, [])} for name in (first, second)]
+        if seeds[0] & seeds[1]:
             differences += [compare(by_name[first], by_name[second], measure, to) for to in ("y", "x")]
     return {"table": table, "differences": differences, "promises": promises(table, differences)}
 

@@ -31,8 +31,7 @@ one clip at a time.
 """
 MEANS = {
     "plain": "that.",
-    "checkpointed": "`gradient_checkpointing` and `decode_checkpointing`; `decode_chunk: 1` where there is one. The "
-    "network of ModelScope cannot be checkpointed, so there only the decoder is.",
+    "checkpointed": "`gradient_checkpointing` and `decode_checkpointing`; `decode_chunk: 1` where there is one.",
     "small": "*checkpointed*, `memory.offload` and `memory.decode_tiling: 256`.",
 }
 SIZES = (8, 16, 24, 48, 80)
@@ -42,14 +41,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "checkpointed": CHECKPOINTED,
     "small": CHECKPOINTED | {"memory": {"offload": True, "decode_tiling": 256}},
 }
-CHUNKED, NOT_RECOMPUTED = ("stable_video_diffusion", "modelscope"), ("modelscope",)
+CHUNKED = ("stable_video_diffusion", "modelscope")
 
 
 def settings_of(kind: str, row: str) -> dict[str, Any]:
     """What one row sets, of what the family has."""
-    chosen = dict(SETTINGS[row])
-    if kind in NOT_RECOMPUTED:
-        chosen.pop("gradient_checkpointing", None)
+    chosen = SETTINGS[row]
     return chosen | ({"decode_chunk": 1} if chosen and kind in CHUNKED else {})
 
 

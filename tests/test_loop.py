@@ -309,7 +309,7 @@ def test_output_folders_are_guarded(folder, finished, tmp_path):
     with pytest.raises(RunFolderError, match=r"a resumed run keeps its config; changed: reward_gradient\.lr$"):
         Run(parse_config(changed), resume=True)
     chain = settings(folder, finished)
-    chain["reward_gradient"]["steps"] = 3
+    chain["reward_gradient"]["steps"] = 2
     with pytest.raises(RunFolderError, match=r"changed: reward_gradient\.steps$"):
         Run(parse_config(chain), resume=True)
 

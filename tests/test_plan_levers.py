@@ -91,7 +91,12 @@ def before(folder, key):
     return changed(run(folder, {"height": 32, "width": 32}), BEFORE.get(key, {}))
 
 
-@pytest.mark.parametrize("lever", LEVERS, ids=lambda lever: lever.key)
+SLOW = ("generator.memory.decode_tiling", "decode tiling", "parked rewards")
+
+
+@pytest.mark.parametrize(
+    "lever", [pytest.param(x, id=x.key, marks=[pytest.mark.slow] * (x.key in SLOW)) for x in LEVERS]
+)
 def test_each_lever_lowers_the_peak_of_what_it_helps(lever, folder, pictures):
     config = before(folder, lever.key)
     if lever.key == "generator.decode_chunk":
@@ -122,7 +127,7 @@ def in_training(told):
     return max(size for phase, size in told.phases.items() if phase not in ("texts", "evaluation"))
 
 
-@pytest.mark.parametrize("case", SAVED)
+@pytest.mark.parametrize("case", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in SAVED])
 def test_saved_as_much_as_is_counted(case, folder):
     there, lever = SAVED[case]
     first = changed(run(folder, {"height": 32, "width": 32}), there)

@@ -137,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path)
 def test_a_changed_setting_is_not_resumed(finished: Path) -> None:
     config = settings(finished)
     config["video_translation"]["gamma"] = 0.5
-    with pytest.raises(RunFolderError, match="changed: gamma"):
+    with pytest.raises(RunFolderError, match=r"changed: video_translation\.gamma$"):
         Run(parse_config(config), resume=True)
 
 

@@ -26,7 +26,7 @@ HEAD = """# What fits where
 
 **Predicted, not measured**, by `python benchmarks/plan_table.py` from published configs ([how](plan.md)): one prompt,
 bfloat16, LoRA of rank 16, gradient in the last of 25 steps, the first frame rewarded by the zoo's CLIP, evaluation of
-one clip at a time.
+one clip at a time. HunyuanVideo and Wan 2.2 have not been predicted at their published size yet.
 
 """
 MEANS = {

@@ -22,6 +22,7 @@ let view = null; // {question, clips, player}
 let given = {}; // axis -> choice
 let seen = { total: 0, since: 0 };
 let filling = false;
+let stored = 0; // answers and retractions that the server has
 let finished = false;
 
 // ---- what is on the screen
@@ -133,13 +134,14 @@ async function fill() {
     try {
       const known = new Set([...outbox.questions, ...queue.map((question) => question.id)]);
       const n = Math.min(AHEAD + known.size, 32);
+      const before = stored;
       const reply = await call("/api/questions", { task, n });
       const busy = new Set([...outbox.questions, ...queue.map((question) => question.id)]);
       const fresh = reply.questions.filter((question) => !busy.has(question.id) && !known.has(question.id));
       const empty = !queue.length;
       queue.push(...fresh.slice(0, AHEAD));
       finished = !queue.length && !outbox.entries.length && !reply.questions.length;
-      showProgress(reply.progress);
+      if (stored === before) showProgress(reply.progress); // else it is older than what is shown
       status({ offline: false });
       if (empty) show();
       else if (!next && queue[1]) next = load(queue[1]);
@@ -212,6 +214,7 @@ outbox.addEventListener("change", ({ detail }) => {
     fill();
   }
   if (type !== "stored") return;
+  stored += 1;
   status({ note: left ? "Saving …" : "All saved", warning: "", offline: false });
   showProgress(reply.progress);
   if (entry.path === "/api/retractions") reopen();

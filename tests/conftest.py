@@ -72,6 +72,21 @@ def folders(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(folders):
+    """The generator of a case by its name, made once; tests put back what they change."""
+    from family_cases import load
+
+    made = {}
+
+    def generator(name):
+        if name not in made:
+            made[name] = load(folders(name), name)
+        return made[name]
+
+    return generator
+
+
 @pytest.fixture
 def random() -> torch.Generator:
     """A seeded source of random numbers."""

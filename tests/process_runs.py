@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pandas as pd
 import torch
+from listeners import Deaf
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -24,19 +25,6 @@ from reelign.loop import Run
 from reelign.optimisation import Optimisation
 from reelign.sampling import generate
 from reelign.sharding import whole
-
-
-class Deaf:
-    """A listener that does nothing."""
-
-    def stepped(self, step, total, values):
-        pass
-
-    def evaluating(self, step, done, total):
-        pass
-
-    def warned(self, text):
-        pass
 
 
 class Halts(Deaf):

@@ -176,7 +176,14 @@ def test_a_list_of_another_length_or_order_is_refused(folder, tmp_path):
     refused(weights[:-1], "that in .*, of 349 tensors, is not")
     refused([w for pair in zip(weights[1::2], weights[::2], strict=True) for w in pair], "in turn")
     refused(weights[2:4] + weights[:2] + weights[4:], "another rank or network: conv_in.lora_A.weight")
+    refused([weights[0], torch.tensor(1.0), *weights[2:]], "in turn")
     refused([*weights, "words"], "maps names to tensors")
+
+
+def test_a_checkpoint_with_half_of_its_matrices_is_refused():
+    half = {f"input_blocks.1.1.{LINEARS[0]}_lora.up_linear.weight": torch.zeros(8, 4)}
+    with pytest.raises(ModelError, match=r"names, .*lora_A.*it has none"):
+        published_options(half, "it")
 
 
 def test_the_published_sizes():

@@ -39,18 +39,6 @@ from reelign.sampling import ChainOptions, chain, generate, seeded_noise
 from reelign.video_io import write_clip
 
 
-@pytest.fixture(scope="module")
-def loaded(folders):
-    made = {}
-
-    def generator(name):
-        if name not in made:
-            made[name] = load(folders(name), name)
-        return made[name]
-
-    return generator
-
-
 @pytest.fixture
 def generator(request, loaded):
     """The family's generator, with an adapter that has an effect; what a test changes is put back."""

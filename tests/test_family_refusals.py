@@ -30,18 +30,6 @@ def refused(kind, said):
     assert len(str(caught.value)) < 600
 
 
-@pytest.fixture(scope="module")
-def generators(folders):
-    made = {}
-
-    def generator(name):
-        if name not in made:
-            made[name] = load(folders(name), name)
-        return made[name]
-
-    return generator
-
-
 @every
 def test_another_familys_folder(name, folders):
     kind = CASES[name].options["kind"]
@@ -89,8 +77,8 @@ def test_options_that_do_not_go_together(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", IMAGE)
-def test_first_frames_that_are_missing_or_of_another_size(name, generators):
-    generator = generators(name)
+def test_first_frames_that_are_missing_or_of_another_size(name, loaded):
+    generator = loaded(name)
     asked = request_for(generator)
     with refused(DataError, "begins from pictures, and this request has none"):
         generator.encode(Request(asked.prompts))
@@ -99,17 +87,17 @@ def test_first_frames_that_are_missing_or_of_another_size(name, generators):
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_pictures_and_clips_for_a_model_of_texts(name, generators, folders):
+def test_pictures_and_clips_for_a_model_of_texts(name, loaded, folders):
     with refused(DataError, "clips from text alone: leave first_frames out"):
-        generators(name).encode(Request(("a cat",), first_frames=torch.rand(1, 3, 32, 32)))
+        loaded(name).encode(Request(("a cat",), first_frames=torch.rand(1, 3, 32, 32)))
     if CASES[name].options["kind"] != "wan":  # which has no such options
         with refused(ConfigError, r"set generator\.clips to 1, not 2"):
             load(folders(name), name, clips=2)
 
 
 @every
-def test_prompts_that_are_empty_or_too_long(name, generators):
-    generator = generators(name)
+def test_prompts_that_are_empty_or_too_long(name, loaded):
+    generator = loaded(name)
     with refused(DataError, "a prompt says what to show; number 2 of 2 is empty"):
         Request(("a cat", " "))
     if name != "stable_video_diffusion":  # reads no text
@@ -118,8 +106,8 @@ def test_prompts_that_are_empty_or_too_long(name, generators):
 
 
 @every
-def test_chains_without_steps(name, generators):
-    generator = generators(name)
+def test_chains_without_steps(name, loaded):
+    generator = loaded(name)
     with refused(ConfigError, "a chain has .*1 .*step.*; got 0"):
         generate(generator, request_for(generator), [0, 1], 0, CASES[name].scale)
 

@@ -127,14 +127,15 @@ def test_frames_are_kept_without_a_copy():
     assert state.pictures[0] is frames[0]
 
 
-def test_a_needed_prompt_that_is_missing_is_undefined_and_keeps_no_frame():
+@pytest.mark.parametrize("prompt", ["", "  "])
+def test_a_needed_prompt_that_is_missing_is_undefined_and_keeps_no_frame(prompt):
     reads = Brightness(needs_prompt=True)
-    (value,) = measure(levels(9), 8.0, [RewardMetric(reads)]).values()
+    (value,) = measure(levels(9), 8.0, [RewardMetric(reads)], prompt).values()
     assert isinstance(value, Undefined)
     assert "needs a prompt, and this clip has none" in str(value)
     assert reads.seen == []
     blind = Brightness()
-    measure(levels(9), 8.0, [RewardMetric(blind)])
+    measure(levels(9), 8.0, [RewardMetric(blind)], prompt)
     assert blind.seen[0].request.prompts == ("(no prompt)",)
 
 

@@ -7,24 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from listeners import Deaf
 
 from reelign import checkpoint
 from reelign.config import load_config, parse_config
 from reelign.errors import ConfigError
 from reelign.loop import Run
-
-
-class Deaf:
-    """A listener that does nothing."""
-
-    def stepped(self, step, total, values):
-        pass
-
-    def evaluating(self, step, done, total):
-        pass
-
-    def warned(self, text):
-        pass
 
 
 def settings(folder, output, steps=4, **algorithm):

@@ -264,7 +264,7 @@ def test_frozen_modules_get_no_gradient_and_recover() -> None:
 def test_steadiness_is_the_warping_error_of_training(random: torch.Generator) -> None:
     x, y = DayNight(frames=4, size=48).pair(2, random)
     loss = steadiness_loss(y, *motion_of(x))
-    pictures = [[list(to_pictures(clip)) for clip in clips] for clips in (x, y)]
+    pictures = [[to_pictures(clip) for clip in clips] for clips in (x, y)]
     error = [warping_error(source_motion(day), night) for day, night in zip(*pictures, strict=True)]
     assert 255 * loss.item() == pytest.approx(sum(error) / 2, rel=0.03)  # pictures are rounded to 8 bits
 

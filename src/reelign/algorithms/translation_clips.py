@@ -49,7 +49,7 @@ def cut(clips: Tensor, frames: int | None, side: int | None, random: torch.Gener
 
 def motion_of(clips: Tensor) -> tuple[Tensor, Tensor]:
     """The flow of clips [B,T,3,H,W] and where to trust it, as ``steadiness_loss`` takes them."""
-    motions = [source_motion(list(to_pictures(clip))) for clip in clips]
+    motions = [source_motion(to_pictures(clip)) for clip in clips]
     flow = np.stack([[step.flow for step in motion] for motion in motions])
     trusted = np.stack([[step.trusted for step in motion] for motion in motions])
     return torch.from_numpy(flow).movedim(-1, 2).to(clips.device), torch.from_numpy(trusted).to(clips.device)

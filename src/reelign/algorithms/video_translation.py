@@ -70,7 +70,7 @@ class Config(BaseModel):
         state_frames: p.
         replay: transitions kept.
         rl, recurrent, recycle, video_discriminator: false leaves the part out.
-        per_frame: a translator of pictures without memory, with none of the four parts above.
+        per_frame: a translator of pictures without memory, with none of the four parts above and no steadiness loss.
         adversarial: ``bce`` or ``hinge``.
         r1: γ of R1, computed at every ``r1_every``-th step, with so much more weight; 0 is off.
         judge_updates: of discriminators in a step; they see what is wrong more slowly than translators change it.

@@ -26,9 +26,9 @@ from reelign.generators.family import (
     check_size,
     check_text_length,
     discrete_prediction,
-    recomputed,
 )
 from reelign.generators.family_generator import FamilyGenerator, load_family
+from reelign.generators.levers import recomputed
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model

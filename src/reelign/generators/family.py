@@ -10,16 +10,15 @@ Left out: training of text and image encoders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reelign.contracts import NoisePath, Request
 from reelign.errors import ConfigError, DataError, ModelError
@@ -43,7 +42,6 @@ KINDS = {
     "TextToVideoSDPipeline": "modelscope",
     "VideoToVideoSDPipeline": "modelscope",
 }
-Result = TypeVar("Result")
 LOADING = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
@@ -259,14 +257,6 @@ def refuse_pictures(request: Request) -> None:
     """Refuse first frames for a model of texts; raises DataError."""
     if request.first_frames is not None:
         raise DataError("this model makes clips from text alone: leave first_frames out of the request")
-
-
-def recomputed(function: Callable[..., Result], *arguments: Any, when: bool = True) -> Result:
-    """``function(*arguments)``, whose activations are computed again in the backward pass ``when`` so asked."""
-    if not (when and torch.is_grad_enabled()):
-        return function(*arguments)
-    result: Result = checkpoint(function, *arguments, use_reentrant=False)
-    return result
 
 
 def check_text_length(tokenizer: Any, text: str, limit: int) -> None:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +33,7 @@ from reelign.errors import ConfigError
 from reelign.optimisation import bitsandbytes
 from reelign.zoo.skeletons import RoundedLinear, hollow
 
+Result = TypeVar("Result")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # they hold nearly all weights, and are only ever called
 
 
@@ -71,16 +73,22 @@ def recompute_blocks(network: nn.Module) -> None:
         return
     blocks = [block for name in ("down_blocks", "up_blocks") for block in network.get_submodule(name).children()]
     for block in (network.get_submodule("transformer_in"), *blocks, network.get_submodule("mid_block")):
-        block.forward = _recomputed(block.forward)
+        block.forward = _in_backward(block.forward)
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _in_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+        return recomputed(partial(forward, **named), *arguments)
 
     return run
+
+
+def recomputed(function: Callable[..., Result], *arguments: Any, when: bool = True) -> Result:
+    """``function(*arguments)``, whose activations are computed again in the backward pass ``when`` so asked."""
+    if not (when and torch.is_grad_enabled()):
+        return function(*arguments)
+    result: Result = checkpoint(function, *arguments, use_reentrant=False)
+    return result
 
 
 def check_memory(memory: MemoryOptions, *, train_all: bool = False, compiled: bool = False) -> None:

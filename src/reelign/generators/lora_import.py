@@ -49,9 +49,9 @@ def published_options(content: Content, file: str) -> dict[str, Any]:
         rank = max(len(down) for _, down in pairs)
         every = any(down.dim() == 4 for _, down in pairs[1:-1])  # a convolution of a residual block
         return {"rank": rank, "alpha": float(rank), "targets": ("every",) if every else PLAIN}
-    original = [match for name in content if (match := ORIGINAL.match(name))]
+    original = [match for name in content if (match := ORIGINAL.match(name)) and match[3] == "down"]
     if original:
-        rank = len(content[next(match.string for match in original if match[3] == "down")])
+        rank = len(content[original[0].string])
         targets = {_ending(match[2]) for match in original}
         return {"rank": rank, "alpha": float(rank), "targets": tuple(sorted(targets))}
     layers = [name.removesuffix(DOWN) for name in content if name.endswith(DOWN)]
@@ -100,7 +100,11 @@ def _ending(layer: str) -> str:
 def _pairs(content: Sequence[Tensor], file: str) -> list[tuple[Tensor, Tensor]]:
     """Up [out,r,…] and down [r,in,…] of each layer."""
     pairs = list(zip(content[::2], content[1::2], strict=False))
-    if len(content) % 2 or not pairs or any(up.dim() < 2 or up.shape[1] != len(down) for up, down in pairs):
+    if (
+        len(content) % 2
+        or not pairs
+        or any(min(up.dim(), down.dim()) < 2 or up.shape[1] != len(down) for up, down in pairs)
+    ):
         raise ModelError(
             f"a list of LoRA weights is up [out,r], down [r,in], … in turn; that in {file}, of {len(content)} tensors, "
             "is not"

@@ -32,9 +32,9 @@ from reelign.generators.family import (
     check_text_length,
     discrete_prediction,
     not_loaded,
-    recomputed,
 )
 from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.levers import recomputed
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.paths import DiscretePath
 from reelign.zoo.models import resolve_model

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from reelign.errors import ModelError
-from reelign.generators.family import recomputed
+from reelign.generators.levers import recomputed
 from reelign.zoo.published import WEIGHT_FILES, fill, find_folder, read_folder
 from reelign.zoo.skeletons import fake_network, hollow
 

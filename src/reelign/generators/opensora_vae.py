@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from reelign.errors import ModelError
-from reelign.generators.family import recomputed
+from reelign.generators.levers import recomputed
 from reelign.zoo.published import depth, fill, read_folder
 from reelign.zoo.skeletons import fake_network, hollow
 

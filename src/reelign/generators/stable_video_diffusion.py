@@ -24,8 +24,9 @@ from pydantic import Field
 from torch import Tensor
 
 from reelign.errors import ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, check_size, recomputed
+from reelign.generators.family import FamilyOptions, Features, Native, check_size
 from reelign.generators.family_generator import FamilyGenerator, load_family
+from reelign.generators.levers import recomputed
 from reelign.generators.lora import AdapterLayout
 from reelign.paths import KarrasPath
 

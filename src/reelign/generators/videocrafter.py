@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from reelign.errors import DataError, ModelError
-from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length, recomputed
+from reelign.generators.family import FamilyOptions, Features, Native, check_size, check_text_length
 from reelign.generators.family_generator import FamilyGenerator
+from reelign.generators.levers import recomputed
 from reelign.generators.lora import AdapterLayout, LoraOptions
 from reelign.generators.videocrafter_checkpoint import LATENT_SCALE, load_parts, noise_path
 from reelign.zoo.models import resolve_model

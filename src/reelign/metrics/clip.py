@@ -149,7 +149,7 @@ def measure(
     running: list[tuple[ClipMetric, Accumulator]] = []
     for index, rgb in enumerate(frames):
         if not running:
-            info = ClipInfo(fps, rgb.shape[0], rgb.shape[1], prompt)
+            info = ClipInfo(fps, rgb.shape[0], rgb.shape[1], prompt if prompt.strip() else "")
             running = [(metric, metric.start(info)) for metric in metrics]
         frame = Frame(index, rgb)
         for _, state in running:

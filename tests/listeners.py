@@ -1,0 +1,9 @@
+"""Listeners of a run that tests share."""
+
+
+class Deaf:
+    """Does nothing."""
+
+    def stepped(self, step, total, values): ...
+    def evaluating(self, step, done, total): ...
+    def warned(self, text): ...

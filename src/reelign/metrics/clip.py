@@ -108,6 +108,10 @@ class ClipInfo:
     width: int
     prompt: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():  # blanks are no prompt
+            object.__setattr__(self, "prompt", "")
+
 
 class Accumulator(Protocol):
     """The state of one metric on one clip."""
@@ -149,7 +153,7 @@ def measure(
     running: list[tuple[ClipMetric, Accumulator]] = []
     for index, rgb in enumerate(frames):
         if not running:
-            info = ClipInfo(fps, rgb.shape[0], rgb.shape[1], prompt if prompt.strip() else "")
+            info = ClipInfo(fps, rgb.shape[0], rgb.shape[1], prompt)
             running = [(metric, metric.start(info)) for metric in metrics]
         frame = Frame(index, rgb)
         for _, state in running:

@@ -46,8 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "all weights": {"generator.train_all": True},
     "bfloat16": {"generator.dtype": "bfloat16"},
     "checkpointed": CHECKPOINTED,
-    "checkpointed, clips decoded in turn": CHECKPOINTED | {"generator.memory.decode_slicing": True},
-    "checkpointed, tiles of 32 pixels": CHECKPOINTED | {"generator.memory.decode_tiling": 32},
+    "checkpointed and sliced": CHECKPOINTED | {"generator.memory.decode_slicing": True},
+    "checkpointed and tiled": CHECKPOINTED | {"generator.memory.decode_tiling": 32},
     "parked rewards": {"training.park_rewards": True},
     "partial chain": {"algorithm": "partial_chain", "clips": {"source": "shapes:4"}},
 }
